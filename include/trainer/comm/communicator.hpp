@@ -1,0 +1,119 @@
+// Messages between ranks. The MPI implementation is the only place that includes mpi.h; the in-process one runs ranks
+// as threads for tests, the faulty one wraps another with delays and reordered completion.
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace trainer::comm {
+
+/// What a wait is for, so that a hang can be explained. Strings must outlive the wait (literals).
+struct WaitTag {
+  const char* what = "";  // "forward activations of micro-batch"
+  int peer = -1;
+  std::int64_t detail = -1;  // micro-batch, bucket, ...
+};
+
+/// An operation in flight. test() makes progress and never blocks. Destroying an unfinished one is an error of the
+/// caller except while an exception unwinds.
+class Operation {
+ public:
+  virtual ~Operation() = default;
+  virtual bool test() = 0;
+};
+
+/// Move-only handle; empty is complete.
+class Request {
+ public:
+  Request() = default;
+  explicit Request(std::unique_ptr<Operation> op) : op_(std::move(op)) {}
+  bool test() {
+    if (op_ && op_->test()) op_.reset();
+    return !op_;
+  }
+  bool done() const { return !op_; }
+
+ private:
+  std::unique_ptr<Operation> op_;
+};
+
+/// A prepared all-reduce over a fixed buffer: set up once (all memory then), started every step.
+class AllReduce {
+ public:
+  virtual ~AllReduce() = default;
+  virtual void start() = 0;
+  virtual bool test() = 0;  // progress; true when the buffer holds the sum on this rank
+};
+
+/// A prepared send or receive of a fixed buffer (MPI persistent requests): starting allocates nothing.
+class Transfer {
+ public:
+  virtual ~Transfer() = default;
+  virtual void start() = 0;
+  virtual bool test() = 0;  // true when complete, and when never started
+};
+
+class Communicator {
+ public:
+  virtual ~Communicator() = default;
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+
+  /// Persistent point-to-point of `bytes`; the memory must stay. Messages of one (peer, tag) arrive in order.
+  virtual std::unique_ptr<Transfer> make_send(const void* data, std::size_t bytes, int peer, int tag) = 0;
+  virtual std::unique_ptr<Transfer> make_receive(void* data, std::size_t bytes, int peer, int tag) = 0;
+  virtual int max_tag() const = 0;
+
+  /// Sum of float32 over the ranks, every element added in ascending rank order, the same bits on every rank:
+  /// each rank collects its chunk from all others, sums, and hands the sum out (2 (n−1)/n of the bytes a rank).
+  /// Collective call. The element range is `data[0, count)`. `extra_bytes()` of memory are taken at once.
+  virtual std::unique_ptr<AllReduce> make_all_reduce(float* data, std::int64_t count);
+  static std::size_t all_reduce_extra_bytes(std::int64_t count, int ranks);
+
+  // Small blocking collectives for set-up and agreement; they wait politely too.
+  virtual void barrier() = 0;
+  virtual void sum(std::span<double> values) = 0;            // in rank order, the same bits everywhere
+  virtual void max(std::span<double> values) = 0;
+  virtual void broadcast(std::span<std::byte> bytes, int root) = 0;
+  /// One byte string a rank, in rank order, on every rank.
+  virtual std::vector<std::string> gather_strings(const std::string& mine) = 0;
+
+  /// Ranks of equal color, ordered by key. Collective.
+  virtual std::unique_ptr<Communicator> split(int color, int key) = 0;
+  /// Ranks that share this node's memory. Collective.
+  virtual std::unique_ptr<Communicator> split_node() = 0;
+};
+
+/// How waits behave, for the whole process.
+struct WaitPolicy {
+  bool yield = false;          // more ranks than cores: give the core away between polls
+  double hang_seconds = 0;     // longer than this throws Error(Hang) saying what is awaited; 0: never
+  /// Called now and then from long waits and between nodes so that other traffic progresses; may be empty.
+  std::function<void()> progress;
+};
+void set_wait_policy(WaitPolicy policy);
+const WaitPolicy& wait_policy();
+
+/// The one blocking wait: polls `done` (which makes progress) politely until it returns true. Returns seconds waited.
+/// Throws Error(Hang). Allocates nothing.
+double wait_until(const std::function<bool()>& done, const WaitTag& tag);
+template <class Testable>
+double wait(Testable& op, const WaitTag& tag) {
+  auto poll = [&op] { return op.test(); };
+  return wait_until(std::ref(poll), tag);
+}
+
+/// Ranks as threads of this process: `body(communicator)` runs once a rank; the first exception is rethrown after all
+/// threads have ended (the others get Error(Internal) from their waits).
+void run_in_process(int ranks, const std::function<void(Communicator&)>& body);
+
+/// Wraps `inner`: completion of transfers is delayed and reordered by a counter RNG of `seed`.
+std::unique_ptr<Communicator> make_faulty(Communicator& inner, std::uint64_t seed, double max_delay_seconds);
+
+}  // namespace trainer::comm

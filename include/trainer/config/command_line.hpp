@@ -1,0 +1,63 @@
+// The command line as one validated value. The only user of CLI11 is its implementation.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "trainer/core/error.hpp"
+
+namespace trainer::config {
+
+struct TrainCommand {
+  std::string config_path;
+  std::vector<std::string> overrides;  // --set, in order
+  bool dry_run = false;
+  bool print_config = false;
+  bool resume = false;
+  bool overwrite = false;
+  int threads = 0;        // a rank; 0: from affinity, quota and the ranks on the node
+  int ranks = 0;          // --ranks N with --dry-run: plan for N ranks without starting them; 0: as started
+  std::string kernels;    // "--kernels native|onednn": who multiplies matrices; "": native
+};
+struct ExportCommand {
+  std::string checkpoint;
+  std::string format;  // "safetensors" | "hf"
+  std::string out;
+  bool overwrite = false;
+};
+struct GenerateCommand {
+  std::string checkpoint;
+  std::string prompt;
+  std::int64_t tokens = 200;
+  double temperature = 0.8;  // 0: the most likely token
+  std::int64_t top_k = 0;    // 0: all
+  std::uint64_t seed = 1;
+  int threads = 0;
+};
+struct EvalCommand {
+  std::string checkpoint;
+  std::vector<std::string> overrides;  // for example --set data.path=other.txt
+  int threads = 0;
+  bool json = false;
+};
+struct InspectCommand {
+  std::string checkpoint;
+  bool verify = false;  // read everything and check the sums
+  bool json = false;
+};
+/// --help, --version or a usage error: what to print and where, and the code to leave with.
+struct Leave {
+  ExitCode code = ExitCode::Done;
+  std::string out;  // to stdout
+  std::string err;  // to stderr
+};
+
+using Command = std::variant<TrainCommand, ExportCommand, GenerateCommand, EvalCommand, InspectCommand, Leave>;
+
+/// Never throws for bad input: that is a Leave with code Usage.
+Command parse_command_line(int argc, const char* const* argv);
+
+}  // namespace trainer::config

@@ -1,0 +1,183 @@
+// The validated configuration: every key of the JSON description as a typed value with its default.
+// The one table of keys (names, types, ranges, help) is src/config/schema.cpp.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+
+namespace trainer::config {
+
+enum class Activation { Gelu, Relu, Tanh, Sigmoid };
+enum class Loss { CrossEntropy, MeanSquaredError };
+enum class TaskKind { Classification, Regression };
+enum class Tokenizer { Byte, Char };
+enum class Precision { Float32 };
+enum class OptimizerType { Sgd, AdamW };
+enum class RateCurve { Constant, Linear, Cosine };
+enum class PartitionRule { Uniform, Parameters, Flops, Written };
+enum class ScheduleName { GPipe, OneFOneB };
+
+// ---- model -------------------------------------------------------------------------------------------------------
+
+/// As GPT-2: learned positions, pre-norm, biases, tanh-approximated gelu, inner width 4 × hidden.
+struct GptModel {
+  std::int64_t vocab_size = 0;
+  std::int64_t context_length = 0;
+  std::int64_t hidden_size = 0;
+  std::int64_t num_layers = 0;
+  std::int64_t num_heads = 0;
+  double dropout = 0.0;
+  bool tie_embeddings = true;
+};
+
+struct MlpModel {
+  std::int64_t input_size = 0;
+  std::vector<std::int64_t> hidden_sizes;
+  std::int64_t output_size = 0;
+  Activation activation = Activation::Relu;
+};
+
+/// One written layer of a `sequential` model. Sizes that follow from the layer before may be left out (0).
+struct LayerConfig {
+  enum class Type {
+    Linear,             // "linear": input_size (follows), output_size, bias = true
+    Embedding,          // "embedding": vocab_size, hidden_size
+    PositionEmbedding,  // "position_embedding": context_length, (hidden_size follows)
+    LayerNorm,          // "layer_norm": eps = 1e-5
+    Attention,          // "causal_self_attention": num_heads, dropout = 0, bias = true
+    Gelu,               // "gelu" (tanh approximation)
+    Relu,               // "relu"
+    Tanh,               // "tanh"
+    Sigmoid,            // "sigmoid"
+    Dropout,            // "dropout": probability
+    Residual,           // "residual": layers = [...]; output = input + layers(input)
+    Flatten             // "flatten": positions × features become one row of features
+  };
+  Type type = Type::Linear;
+  std::string path;  // JSON path, for messages: "model.layers[3]"
+  std::int64_t input_size = 0;
+  std::int64_t output_size = 0;
+  std::int64_t vocab_size = 0;
+  std::int64_t hidden_size = 0;
+  std::int64_t context_length = 0;
+  std::int64_t num_heads = 0;
+  double eps = 1e-5;
+  double probability = 0.0;  // dropout's; attention's "dropout" too
+  bool bias = true;
+  std::vector<LayerConfig> layers;
+};
+
+struct SequentialModel {
+  /// Features of one input row for models that do not begin with an embedding; 0 otherwise ("input_size").
+  std::int64_t input_size = 0;
+  std::vector<LayerConfig> layers;
+};
+
+using Model = std::variant<GptModel, MlpModel, SequentialModel>;
+
+// ---- data --------------------------------------------------------------------------------------------------------
+
+struct TextData {
+  std::string path;
+  Tokenizer tokenizer = Tokenizer::Byte;
+};
+struct CsvData {
+  std::string path;
+  std::string target;  // a column's name in the header
+  TaskKind task = TaskKind::Classification;
+  char delimiter = ',';
+};
+struct IdxData {
+  std::string images;
+  std::string labels;
+};
+/// Random samples of the model's input kind; no files; for measuring.
+struct SyntheticData {
+  std::int64_t samples = 1024;
+};
+struct Data {
+  std::variant<SyntheticData, TextData, CsvData, IdxData> source;
+  double validation_fraction = 0.0;  // in [0, 1); the last samples of the set
+};
+
+// ---- training ----------------------------------------------------------------------------------------------------
+
+struct Training {
+  std::int64_t steps = 0;      // exactly one of steps and epochs is given (> 0)
+  double epochs = 0;           //
+  std::int64_t batch_size = 0; // samples of a step over all replicas
+  std::int64_t micro_batches = 1;    // pieces of a replica's share
+  std::int64_t sequence_length = 0;  // positions of a sample for text; 0: the model's context_length
+  Loss loss = Loss::CrossEntropy;
+  double gradient_clip = 0.0;  // 0: none
+  Precision precision = Precision::Float32;
+  std::uint64_t seed = 1;
+  std::int64_t eval_every = 0;  // 0: only at the end
+  double time_limit = 0;        // seconds; 0: none. Then finish the step, save and exit 75
+  double hang_timeout = 300;    // seconds one wait may last before exit 6; 0: for ever
+};
+
+struct Optimizer {
+  OptimizerType type = OptimizerType::AdamW;
+  double learning_rate = 1e-3;
+  double beta1 = 0.9, beta2 = 0.999;  // "betas": [b1, b2]
+  double eps = 1e-8;
+  double weight_decay = 0.0;  // not on biases and norms. AdamW: decoupled. SGD: added to the gradient
+  double momentum = 0.0;
+  bool nesterov = false;
+  RateCurve curve = RateCurve::Constant;  // "schedule": {"type", "warmup_steps", "final_ratio"}
+  std::int64_t warmup_steps = 0;
+  double final_ratio = 0.0;  // of learning_rate, reached at the last step
+};
+
+struct Parallel {
+  /// Axis sizes; 0 when left out. resolve() fills them for a number of ranks.
+  std::int64_t data = 0, pipeline = 0, tensor = 0;
+  ScheduleName schedule = ScheduleName::OneFOneB;
+  /// Backward as I then W, the gradient sent right after I ("split_backward"), or joined in B.
+  bool split_backward = true;
+  PartitionRule partition = PartitionRule::Flops;
+  std::vector<std::int64_t> partition_units;  // PartitionRule::Written: units of each stage
+};
+
+struct Checkpoint {
+  std::string directory;         // "": nothing is written
+  std::int64_t every_steps = 0;  // 0: only at the end
+  std::int64_t keep = 2;         // newest whole ones kept; ≥ 1
+};
+
+struct Logging {
+  std::string directory;  // "": checkpoint.directory
+  std::int64_t every_steps = 10;
+};
+
+struct Config {
+  Model model;
+  Data data;
+  Training training;
+  Optimizer optimizer;
+  Parallel parallel;
+  Checkpoint checkpoint;
+  Logging logging;
+};
+
+/// Reads `text` (the contents of `source_name`), applies `overrides` ("a.b=value", value as JSON or else a string)
+/// and validates. Throws Error(Usage) naming JSON path, value, expectation and the nearest valid word. Relative file
+/// paths are kept as written. At most 1 MiB, depth ≤ 64, no duplicate and no unknown keys.
+Config parse(const std::string& text, const std::string& source_name, const std::vector<std::string>& overrides = {});
+
+/// The whole configuration as JSON with every key written out; parse(to_json(c)) is c.
+std::string to_json(const Config& config);
+
+/// The part of the configuration that a checkpoint fixes (the "model" object), canonical, for comparing.
+std::string model_json(const Config& config);
+
+/// Fills left-out axis sizes for `ranks` (at most one may follow from the others; with none given, data takes them
+/// all) and checks data × pipeline × tensor == ranks and batch_size % (data × micro_batches) == 0.
+/// Throws Error(Usage) with the numbers and what would work.
+void resolve_parallel(Config& config, std::int64_t ranks);
+
+}  // namespace trainer::config

@@ -1,0 +1,55 @@
+// The one entry to matrix multiplication. Contract on bits: every element of C is one chain of fused multiply-adds in
+// ascending k within each block of kBlockK, the blocks added to C in ascending order. So the bits depend on the operands
+// and on nothing else: not on threads, tiles, other rows or columns, or vector width.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "trainer/core/thread_pool.hpp"
+
+namespace trainer::ops {
+
+enum class Layout : std::uint8_t {
+  NN,  // C[m,n] = A[m,k] · B[k,n]
+  NT,  // C[m,n] = A[m,k] · B[n,k]ᵀ
+  TN   // C[m,n] = A[k,m]ᵀ · B[k,n]
+};
+
+inline constexpr std::int64_t kBlockK = 384;
+
+struct MatmulShape {
+  Layout layout = Layout::NN;
+  std::int64_t m = 0, n = 0, k = 0;
+  std::int64_t lda = 0, ldb = 0, ldc = 0;  // row strides as stored, elements
+};
+
+/// Who multiplies. Native is our packed micro-kernel (AVX-512, AVX2 or portable, chosen by CPU, the same bits from each).
+/// OneDnn cuts C into fixed tiles, each by a single-threaded primitive: thread-independent, but its own rounding.
+enum class MatmulProvider : std::uint8_t { Native, OneDnn };
+/// For the whole process, before operators are made.
+void set_matmul_provider(MatmulProvider provider);
+MatmulProvider matmul_provider();
+/// "native avx512" | "native avx2" | "native portable" | "oneDNN 2.6.3": for run records and --version.
+std::string describe_matmul();
+
+/// Scratch for one call of any shape with k, n, m up to these, all threads together.
+std::size_t matmul_workspace_bytes(const MatmulShape& shape, int threads);
+
+/// C = A·B (+ bias over rows when given) or C += A·B. Over all of the pool's threads.
+void matmul(ThreadPool& pool, const MatmulShape& shape, const float* a, const float* b, float* c, bool accumulate,
+            const float* bias, std::byte* workspace);
+
+/// The same on the calling thread only, for use inside a pool body (attention's blocks). Native always.
+std::size_t matmul_block_workspace_bytes(const MatmulShape& shape);
+void matmul_block(const MatmulShape& shape, const float* a, const float* b, float* c, bool accumulate,
+                  std::byte* workspace);
+
+/// Measured fused multiply-add peak of one core, FLOP/s, float32, at the widest vectors in use (about 20 ms).
+double measure_peak_flops();
+
+/// Every thread that computes calls this once: denormals flush to zero alike everywhere.
+void flush_denormals();
+
+}  // namespace trainer::ops

@@ -1,0 +1,114 @@
+// A pipeline schedule as data: for each pipeline rank the list of actions it performs in a step. The executor walks
+// this table, the verifier proves things about it, the simulator times it and the printer shows it; there is no other copy.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "trainer/core/id.hpp"
+
+namespace trainer::schedule {
+
+/// What one action does, for one stage and one micro-batch.
+enum class ActionKind : std::uint8_t {
+  Forward,          // "2F0"
+  Backward,         // "2B0"   input and weight gradients, layer by layer
+  BackwardInput,    // "2I0"
+  BackwardWeight,   // "2W0"
+  SendForward,      // "2SEND_F0"  the stage's outputs to stage 3
+  RecvForward,      // "2RECV_F0"  the stage's inputs from stage 1
+  SendBackward,     // "2SEND_B0"  the gradient of its inputs to stage 1
+  RecvBackward,     // "2RECV_B0"  the gradient of its outputs from stage 3
+  ReduceGradients,  // "2REDUCE_GRAD"  over data ranks; no micro-batch
+};
+
+struct Action {
+  StageId stage;
+  ActionKind kind = ActionKind::Forward;
+  MicroBatchId micro_batch;
+  bool operator==(const Action&) const = default;
+};
+
+std::string to_string(const Action& action);
+/// Inverse of to_string; nullopt for anything else.
+std::optional<Action> parse_action(std::string_view text);
+
+struct Schedule {
+  std::int64_t stages = 0;
+  std::int64_t micro_batches = 0;
+  bool forward_only = false;
+  std::vector<std::int32_t> rank_of_stage;   // pipeline rank that holds each stage
+  std::vector<std::vector<Action>> ranks;    // ranks[r]: in order
+  bool operator==(const Schedule&) const = default;
+};
+
+/// A row a rank, cells separated by commas: PyTorch's CSV of compute actions; communication in it too when present.
+std::string to_csv(const Schedule& schedule);
+
+struct PipelineShape {
+  std::int64_t stages = 1;         // = pipeline ranks here: one stage a rank
+  std::int64_t micro_batches = 1;  // ≥ 1, also fewer than stages
+  bool split_backward = true;      // I and W apart (stage 0 always joins them: it has no gradient to send)
+};
+
+// Generators: compute actions only.
+Schedule gpipe(const PipelineShape& shape);        // all forwards, then all backwards in ascending micro-batch
+Schedule one_f_one_b(const PipelineShape& shape);  // warm-up min(stages − 1 − rank, micro_batches), steady 1F1B, cool-down
+Schedule forward_only(const PipelineShape& shape); // evaluation
+
+// Passes: Schedule → Schedule.
+/// Adds a send right behind the action that makes a value (I or B for gradients) and a receive right before the one
+/// that needs it, where producer and consumer sit on different ranks.
+Schedule add_communication(const Schedule& schedule);
+/// Adds one ReduceGradients a stage, behind its last weight gradient.
+Schedule add_reductions(const Schedule& schedule);
+
+/// Where each micro-batch's buffers live, per stage. A receive is posted when the one before it (same stage and
+/// direction) has completed, the first at the start of the step; its buffer is taken from that moment. Slots are
+/// coloured greedily over those intervals of the rank's own table, so a post never has to wait for a free slot.
+struct StageSlots {
+  /// Activations that I needs: from forward (or the posted receive) to I or B (forward only: to F).
+  std::vector<std::int32_t> activation;  // [micro_batch] → slot
+  std::int32_t activation_count = 0;
+  /// Activations that W needs: from forward (or the posted receive) to W or B.
+  std::vector<std::int32_t> weight_input;
+  std::int32_t weight_input_count = 0;
+  /// Output gradients that I leaves for W: from I to W; joined B uses one for its own time.
+  std::vector<std::int32_t> weight_gradient;
+  std::int32_t weight_gradient_count = 0;
+  /// Received gradients of the stage's outputs: from the posted receive to the end of I or B (to W where I and W are
+  /// apart, since W may read it).
+  std::vector<std::int32_t> output_gradient;
+  std::int32_t output_gradient_count = 0;
+};
+/// One entry a stage. Call on a schedule with communication added. Outgoing messages use rings of
+/// kSendSlots buffers: message k of a (stage, direction) waits for the completion of message k − kSendSlots.
+inline constexpr std::int32_t kSendSlots = 2;
+std::vector<StageSlots> assign_slots(const Schedule& schedule);
+
+/// A violated promise, drawn for a person: the sentence and the part of the grid it is about.
+struct Violation {
+  std::string message;
+};
+/// Checks, in this order: every stage and micro-batch forward once and backward once (B, or I before W) on the rank that
+/// holds the stage; F before I; W (and B) of a stage in ascending micro-batch; each send matched by one receive and the reverse;
+/// no deadlock under rendezvous sends, with posted receives and send rings as the executor has them (see StageSlots).
+/// nullopt: valid. A deadlock names the smallest cycle as ranks, actions and peers.
+std::optional<Violation> verify(const Schedule& schedule);
+
+/// Times for the simulator, seconds.
+struct StageTimes {
+  double forward = 1, backward_input = 1, backward_weight = 1;
+};
+struct Timing {
+  double step = 0;                 // until the last rank is done
+  std::vector<double> busy;        // [rank] computing
+  std::vector<std::vector<double>> start;  // [rank][action] when each began
+  double bubble() const;           // 1 − Σ busy / (ranks · step)
+};
+/// Runs the table with these times a stage and a time a message takes; receives cost nothing to the receiver.
+Timing simulate(const Schedule& schedule, const std::vector<StageTimes>& times, double transfer = 0);
+
+}  // namespace trainer::schedule
