@@ -1,0 +1,67 @@
+// Everything decided before the first step: mesh, stages, schedules, and what each rank will hold. Made without MPI.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "trainer/config/config.hpp"
+#include "trainer/model/graph.hpp"
+#include "trainer/plan/mesh.hpp"
+#include "trainer/plan/shard.hpp"
+#include "trainer/runtime/stage_layout.hpp"
+#include "trainer/schedule/schedule.hpp"
+
+namespace trainer::runtime {
+
+struct RunPlan {
+  config::Config config;              // with parallel resolved
+  model::Graph graph;
+  plan::Mesh mesh;
+  std::vector<Range> stage_units;     // [stage]
+  std::vector<Range> stage_nodes;     // [stage]
+  schedule::Schedule training;        // with communication and reductions
+  schedule::Schedule forward_only;    // with communication
+  std::vector<schedule::StageSlots> training_slots;      // [stage]
+  std::vector<schedule::StageSlots> forward_only_slots;  // [stage]
+  std::int64_t micro_batch_samples = 0;
+
+  std::int64_t stages() const { return static_cast<std::int64_t>(stage_units.size()); }
+  Range nodes(StageId stage) const { return stage_nodes[stage.index()]; }
+};
+
+/// Resolves, builds, cuts and schedules for `ranks`; verifies the schedules. Throws Error(Usage).
+RunPlan make_plan(config::Config config, std::int64_t ranks);
+
+/// One use of a parameter by a node, and the stage that holds it.
+struct ParameterUse {
+  NodeId node;
+  StageId stage;
+};
+/// All uses of a parameter over all stages in the order of nodes; more than one: tied.
+std::vector<ParameterUse> uses_of(const RunPlan& plan, ParameterId parameter);
+
+/// Bytes that one rank will hold, by purpose.
+struct MemoryPrediction {
+  std::size_t weights = 0;
+  std::size_t gradients = 0;
+  std::size_t optimizer = 0;
+  std::size_t activations = 0;     // slots, rings and scratch of the stage
+  std::size_t communication = 0;   // staging of reductions, remote tied gradients
+  std::size_t data = 0;
+  std::size_t fixed = 0;           // the process itself after MPI has started
+  std::size_t total() const { return weights + gradients + optimizer + activations + communication + data + fixed; }
+};
+MemoryPrediction predict_memory(const RunPlan& plan, std::int64_t rank, int threads, std::size_t data_bytes);
+
+/// Floating-point operations of one step over all replicas; tensor ranks share them.
+double step_flops(const RunPlan& plan);
+
+/// The layouts of a rank's stage.
+StageLayout training_layout(const RunPlan& plan, const plan::LocalGraph& local, StageId stage, int threads);
+StageLayout forward_only_layout(const RunPlan& plan, const plan::LocalGraph& local, StageId stage, int threads);
+
+/// Elements of this stage's gradient memory that one data-parallel bucket may have.
+inline constexpr std::int64_t kBucketElements = std::int64_t{1} << 20;
+
+}  // namespace trainer::runtime

@@ -1,0 +1,118 @@
+// Where every value of a stage lives: all memory of a stage booked before step 0, as offsets. Pure: no tensors, no messages, so that a
+// plan can state a rank's memory without starting it.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "trainer/model/graph.hpp"
+#include "trainer/ops/operator.hpp"
+#include "trainer/plan/shard.hpp"
+#include "trainer/schedule/schedule.hpp"
+
+namespace trainer::runtime {
+
+/// Kinds of memory by who keeps it alive; all but Scratch come in slots (see schedule::StageSlots).
+enum class Region : std::uint8_t {
+  None,
+  Scratch,         // one action
+  Activation,      // forward → I
+  WeightInput,     // forward → W; received inputs too
+  WeightGradient,  // I → W
+  OutputGradient,  // received gradient of the stage's outputs
+  SendForward,     // ring of messages to the next stage
+  SendBackward,    // ring of messages to the stage before
+  Count
+};
+inline constexpr std::size_t kRegions = static_cast<std::size_t>(Region::Count);
+
+struct Place {
+  Region region = Region::None;
+  std::size_t offset = 0;
+  bool operator==(const Place&) const = default;
+};
+
+/// What crosses a stage boundary: one value, its gradient the other way.
+struct Port {
+  ValueId value;
+  std::size_t bytes = 0;
+  Place value_at{};          // where the stage computes with it
+  Place value_message{};    // received into (the same place) or sent from (copied there if it is another)
+  Place gradient_at{};      // None when nothing flows back
+  Place gradient_message{};
+};
+
+/// One node as this stage runs it.
+struct NodeLayout {
+  NodeId node;
+  std::unique_ptr<ops::Operator> op;  // null for the loss
+  ops::Needs needs;
+  std::array<Place, ops::kMaxInputs> input;
+  std::array<Place, ops::kMaxInputs> input_gradient;     // None: nobody wants it
+  std::array<bool, ops::kMaxInputs> accumulate{};        // the gradient already holds another use's part
+  std::array<bool, ops::kMaxInputs> skip_gradient{};     // the gradient is the output's own memory (second input of Add)
+  Place output;
+  Place output_gradient;
+  Place saved;
+  Place forward_workspace, backward_workspace;
+  Place reduce_temporary;  // where a partial input gradient is summed before it is accumulated
+};
+
+struct LossLayout {
+  bool present = false;
+  Place logits;      // the gradient replaces them
+  Place target;
+  Place losses;      // [rows] float
+  Place maxima;      // [rows] float
+  Place sums;        // [rows][2] float
+  Place wide;        // [rows][2] double, for reductions over tensor ranks
+  Place classes;     // [rows] int32, for accuracy
+};
+
+struct LayoutRequest {
+  const model::Graph& graph;
+  const plan::LocalGraph& local;
+  Range nodes;                    // of the stage
+  std::int64_t samples = 1;       // of a micro-batch
+  int threads = 1;
+  bool training = true;           // false: forward only, nothing is kept
+  bool split_backward = false;    // the table has I and W apart for this stage
+  bool with_loss = true;          // false: stop at the model's output, which stays readable in Scratch
+};
+
+struct StageLayout {
+  std::int64_t samples = 0;
+  bool training = true;
+  bool split_backward = false;
+  std::vector<NodeLayout> nodes;  // in forward order, the loss not among them
+  LossLayout loss;
+  std::vector<Port> inputs;       // from the stage before
+  std::vector<Port> outputs;      // to the next stage
+  Place data_input;               // tokens or features when this stage reads them
+  Place model_output;             // when with_loss is false and the output is made here
+  std::array<std::size_t, kRegions> bytes{};  // of one slot of each region
+};
+
+StageLayout lay_out(const LayoutRequest& request);
+
+/// Bytes of the whole arena for these slot counts, and where each region's slots begin in it.
+struct ArenaLayout {
+  std::array<std::size_t, kRegions> begin{};
+  std::array<std::int32_t, kRegions> slots{};
+  std::size_t bytes = 0;
+};
+ArenaLayout lay_out_arena(const StageLayout& stage, const schedule::StageSlots& slots);
+
+/// Offsets for intervals of time that share one memory: greedy, largest first, lowest offset that fits.
+struct Lifetime {
+  std::size_t bytes = 0;
+  std::int64_t first = 0;
+  std::int64_t last = 0;
+  std::size_t offset = 0;  // result
+};
+std::size_t place_lifetimes(std::vector<Lifetime>& lifetimes);
+
+}  // namespace trainer::runtime

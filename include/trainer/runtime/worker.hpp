@@ -1,0 +1,90 @@
+// One rank of a run: its stage, memory, groups and messages, made once; then steps and evaluations.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "trainer/comm/communicator.hpp"
+#include "trainer/core/observer.hpp"
+#include "trainer/runtime/executor.hpp"
+#include "trainer/runtime/run_plan.hpp"
+#include "trainer/storage/checkpoint.hpp"
+#include "trainer/storage/dataset.hpp"
+
+namespace trainer::runtime {
+
+/// What all ranks know after a step.
+struct StepOutcome {
+  double loss = 0;
+  double grad_norm = 0;
+  double learning_rate = 0;
+  bool stop = false;  // some rank asked to stop
+};
+
+class Worker {
+ public:
+  /// Collective. The plan and the data set must outlive the worker. `training` false: evaluation only, no gradients.
+  Worker(comm::Communicator& world, const RunPlan& plan, const storage::Dataset& data, ThreadPool& pool, bool training);
+  ~Worker();
+
+  void initialise();
+  /// Weights (and optimizer state when training) from a checkpoint of any layout. Local; wrap in agree().
+  void load(const storage::CheckpointReader& checkpoint);
+  /// This rank's pieces of a checkpoint; they point into the worker's memory.
+  std::vector<storage::Piece> pieces() const;
+
+  /// One optimizer step (from 1). `stop` from any rank reaches all. Collective; throws Error(Diverged) on every rank when loss or
+  /// gradient is not finite, before any weight has changed.
+  StepOutcome step(std::int64_t step, bool stop);
+  /// Mean loss (and accuracy for classes) over the held-out samples. Collective.
+  EvaluationReport evaluate(std::int64_t step);
+
+  const storage::Split& split() const { return split_; }
+  std::int64_t total_steps() const { return total_steps_; }
+  const plan::Coordinates& coordinates() const { return at_; }
+
+  /// Seconds this rank has waited so far, by reason.
+  struct Waits {
+    double receive = 0, send = 0, tensor = 0, gradients = 0;
+  };
+  Waits waits() const;
+
+ private:
+  struct Program;  // a layout, its runner and executor
+  GlobalBatch training_batch(std::int64_t step) const;
+  double targets_of(const GlobalBatch& batch) const;
+  void measure_norms();
+  [[noreturn]] void diverge(std::int64_t step, double loss, double grad_norm);
+
+  const RunPlan& plan_;
+  const storage::Dataset& data_;
+  ThreadPool& pool_;
+  comm::Communicator& world_;
+  plan::Coordinates at_;
+  StageId stage_;
+  plan::LocalGraph local_;
+  storage::Split split_;
+  std::int64_t total_steps_ = 0;
+  std::int64_t sample_limit_ = 0;
+  std::unique_ptr<comm::Communicator> tensor_ranks_, data_ranks_, pipeline_ranks_;
+  std::unique_ptr<TensorGroup> tensor_;
+  std::unique_ptr<Parameters> parameters_;
+  std::unique_ptr<optim::Optimizer> optimizer_;
+  Buffer arena_;
+  std::unique_ptr<Program> training_, forward_only_;
+  std::unique_ptr<GradientSync> sync_;
+  std::unique_ptr<BatchSource> batches_;
+  std::vector<double> agreement_;     // [parameters] squared norms, then loss, stop
+  std::vector<double> norm_scratch_;
+};
+
+/// The number of steps that `training` asks for over this many training samples.
+std::int64_t total_steps(const config::Training& training, std::int64_t training_samples);
+
+/// What the model wants from the data.
+storage::ModelInput model_input(const model::Graph& graph);
+
+}  // namespace trainer::runtime

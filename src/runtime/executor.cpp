@@ -1,0 +1,241 @@
+#include "trainer/runtime/executor.hpp"
+
+#include <algorithm>
+
+#include "trainer/core/error.hpp"
+
+namespace trainer::runtime {
+
+namespace {
+
+using schedule::Action;
+using schedule::ActionKind;
+
+enum class Direction { Forward = 0, Backward = 1 };
+
+// Tags are a function of (receiving side's boundary, direction, port, executor): previous and next may be one rank.
+int tag_of(StageId lower_stage, Direction direction, std::size_t port, int channel) {
+  constexpr int kPorts = 8;
+  if (port >= kPorts) internal_error("more than eight values cross a stage boundary");
+  return ((lower_stage.value * 2 + static_cast<int>(direction)) * 2 + channel) * kPorts + static_cast<int>(port);
+}
+
+std::vector<std::int32_t> order_of(const std::vector<Action>& actions, StageId stage, ActionKind kind) {
+  std::vector<std::int32_t> order;
+  for (const Action& action : actions) {
+    if (action.stage == stage && action.kind == kind) order.push_back(action.micro_batch.value);
+  }
+  return order;
+}
+
+}  // namespace
+
+Executor::Executor(const model::Graph& graph, const schedule::Schedule& schedule, const schedule::StageSlots& slots,
+                   StageId stage, const StageLayout& layout, std::byte* arena, StageRunner& runner,
+                   comm::Communicator& pipeline, int channel)
+    : graph_(graph),
+      schedule_(schedule),
+      slots_(slots),
+      stage_(stage),
+      layout_(layout),
+      arena_(arena),
+      arena_layout_(lay_out_arena(layout, slots)),
+      runner_(runner) {
+  const int rank = schedule.rank_of_stage[stage.index()];
+  const auto& actions = schedule.ranks[static_cast<std::size_t>(rank)];
+  const auto region = [&](Place place, std::int32_t slot) {
+    const auto r = static_cast<std::size_t>(place.region);
+    return arena_ + arena_layout_.begin[r] + layout_.bytes[r] * static_cast<std::size_t>(slot) + place.offset;
+  };
+  const auto lane = [&](bool receives, const Port& port, Place place, int peer, int tag) {
+    Lane lane;
+    const std::int32_t slots_of_region = arena_layout_.slots[static_cast<std::size_t>(place.region)];
+    for (std::int32_t slot = 0; slot < slots_of_region; ++slot) {
+      std::byte* memory = region(place, slot);
+      lane.slots.push_back(receives ? pipeline.make_receive(memory, port.bytes, peer, tag)
+                                    : pipeline.make_send(memory, port.bytes, peer, tag));
+    }
+    return lane;
+  };
+  const auto micro_batches = static_cast<std::size_t>(schedule.micro_batches);
+  if (stage.value > 0) {
+    const StageId before(stage.value - 1);
+    const int peer = schedule.rank_of_stage[before.index()];
+    for (std::size_t p = 0; p < layout.inputs.size(); ++p) {
+      const Port& port = layout.inputs[p];
+      forward_receiver_.ports.push_back(
+          lane(true, port, port.value_message, peer, tag_of(before, Direction::Forward, p, channel)));
+      if (layout.training) {
+        backward_sender_.ports.push_back(
+            lane(false, port, port.gradient_message, peer, tag_of(before, Direction::Backward, p, channel)));
+      }
+    }
+    peer_before_ = peer;
+  }
+  if (stage.value + 1 < schedule.stages) {
+    const int peer = schedule.rank_of_stage[stage.index() + 1];
+    for (std::size_t p = 0; p < layout.outputs.size(); ++p) {
+      const Port& port = layout.outputs[p];
+      forward_sender_.ports.push_back(
+          lane(false, port, port.value_message, peer, tag_of(stage, Direction::Forward, p, channel)));
+      if (layout.training) {
+        backward_receiver_.ports.push_back(
+            lane(true, port, port.gradient_message, peer, tag_of(stage, Direction::Backward, p, channel)));
+      }
+    }
+    peer_after_ = peer;
+  }
+  forward_receiver_.order = order_of(actions, stage, ActionKind::RecvForward);
+  forward_receiver_.slot_of = &slots_.weight_input;
+  forward_receiver_.what = "the activations of micro-batch";
+  backward_receiver_.order = order_of(actions, stage, ActionKind::RecvBackward);
+  backward_receiver_.slot_of = &slots_.output_gradient;
+  backward_receiver_.what = "the gradient of micro-batch";
+  forward_sender_.ring_of.resize(micro_batches);
+  forward_sender_.what = "sending activations";
+  backward_sender_.ring_of.resize(micro_batches);
+  backward_sender_.what = "sending gradients";
+  losses_.resize(micro_batches);
+  valid_.resize(static_cast<std::size_t>(layout.samples));
+}
+
+Frame Executor::frame_of(std::int32_t micro_batch) const {
+  const auto m = static_cast<std::size_t>(micro_batch);
+  Frame frame{};
+  const auto set = [&](Region region, std::int32_t slot) {
+    const auto r = static_cast<std::size_t>(region);
+    frame[r] = arena_ + arena_layout_.begin[r] + layout_.bytes[r] * static_cast<std::size_t>(slot);
+  };
+  const auto slot = [m](const std::vector<std::int32_t>& of) { return m < of.size() && of[m] >= 0 ? of[m] : 0; };
+  set(Region::Scratch, 0);
+  set(Region::Activation, slot(slots_.activation));
+  set(Region::WeightInput, slot(slots_.weight_input));
+  set(Region::WeightGradient, slot(slots_.weight_gradient));
+  set(Region::OutputGradient, slot(slots_.output_gradient));
+  set(Region::SendForward, forward_sender_.ring_of[m]);
+  set(Region::SendBackward, backward_sender_.ring_of[m]);
+  return frame;
+}
+
+ops::MicroBatch Executor::batch_of(const BatchSource& batches, const PassRequest& request,
+                                   std::int32_t micro_batch) const {
+  return {.samples = layout_.samples,
+          .positions = graph_.positions,
+          .first_sample = static_cast<std::uint64_t>(batches.first_of(micro_batch)),
+          .seed = request.seed,
+          .training = request.training};
+}
+
+void Executor::post_next(Receiver& receiver) {
+  if (receiver.posted >= receiver.order.size()) return;
+  const auto micro_batch = static_cast<std::size_t>(receiver.order[receiver.posted++]);
+  const auto slot = static_cast<std::size_t>((*receiver.slot_of)[micro_batch]);
+  for (Lane& lane : receiver.ports) lane.slots[slot]->start();
+}
+
+void Executor::receive(Receiver& receiver, std::int32_t micro_batch) {
+  const auto slot = static_cast<std::size_t>((*receiver.slot_of)[static_cast<std::size_t>(micro_batch)]);
+  const int peer = &receiver == &forward_receiver_ ? peer_before_ : peer_after_;
+  for (Lane& lane : receiver.ports) receive_wait_ += comm::wait(*lane.slots[slot], {receiver.what, peer, micro_batch});
+  post_next(receiver);
+}
+
+void Executor::reserve(Sender& sender, std::int32_t micro_batch) {
+  const std::int32_t entry = sender.produced++ % schedule::kSendSlots;
+  sender.ring_of[static_cast<std::size_t>(micro_batch)] = entry;
+  const int peer = &sender == &forward_sender_ ? peer_after_ : peer_before_;
+  for (Lane& lane : sender.ports) {
+    send_wait_ += comm::wait(*lane.slots[static_cast<std::size_t>(entry)], {sender.what, peer, micro_batch});
+  }
+}
+
+void Executor::send(Sender& sender, std::int32_t micro_batch) {
+  const auto entry = static_cast<std::size_t>(sender.ring_of[static_cast<std::size_t>(micro_batch)]);
+  for (Lane& lane : sender.ports) lane.slots[entry]->start();
+}
+
+void Executor::drain(Sender& sender) {
+  for (Lane& lane : sender.ports) {
+    for (auto& transfer : lane.slots) send_wait_ += comm::wait(*transfer, {sender.what, -1, -1});
+  }
+}
+
+void Executor::forward(const BatchSource& batches, const PassRequest& request, std::int32_t micro_batch) {
+  const Frame frame = frame_of(micro_batch);
+  const auto m = static_cast<std::size_t>(micro_batch);
+  if (std::byte* input = at(frame, layout_.data_input)) {
+    batches.load_inputs(micro_batch, reinterpret_cast<std::int32_t*>(input), reinterpret_cast<float*>(input));
+  }
+  const bool classes = graph_.values[graph_.target.index()].kind == model::ValueKind::Tokens;
+  runner_.forward(frame, batch_of(batches, request, micro_batch));
+  if (!layout_.loss.present) return;
+  std::byte* target = at(frame, layout_.loss.target);
+  batches.load_targets(micro_batch, classes ? reinterpret_cast<std::int32_t*>(target) : nullptr,
+                       classes ? nullptr : reinterpret_cast<float*>(target));
+  batches.load_valid(micro_batch, valid_.data());
+  losses_[m] = runner_.loss(frame, {.scale = static_cast<float>(request.loss_scale),
+                                    .count_hits = request.count_hits,
+                                    .valid = valid_.data()});
+}
+
+PassResult Executor::run(const BatchSource& batches, const PassRequest& request, GradientSync* sync) {
+  std::fill(losses_.begin(), losses_.end(), LossResult{});
+  forward_receiver_.posted = backward_receiver_.posted = 0;
+  forward_sender_.produced = backward_sender_.produced = 0;
+  post_next(forward_receiver_);
+  post_next(backward_receiver_);
+  const auto last = static_cast<std::int32_t>(schedule_.micro_batches - 1);
+  const auto weights_of = [&](std::int32_t m) {
+    if (sync == nullptr) return;
+    runner_.weight_done = nullptr;
+    if (m == last) runner_.weight_done = [sync](NodeId node) { sync->weight_done(node); };
+  };
+  for (const Action& action : schedule_.ranks[static_cast<std::size_t>(schedule_.rank_of_stage[stage_.index()])]) {
+    const std::int32_t m = action.micro_batch.value;
+    switch (action.kind) {
+      case ActionKind::RecvForward:
+        receive(forward_receiver_, m);
+        break;
+      case ActionKind::Forward:
+        reserve(forward_sender_, m);
+        forward(batches, request, m);
+        break;
+      case ActionKind::SendForward:
+        send(forward_sender_, m);
+        break;
+      case ActionKind::RecvBackward:
+        receive(backward_receiver_, m);
+        break;
+      case ActionKind::Backward:
+        reserve(backward_sender_, m);
+        weights_of(m);
+        runner_.backward(frame_of(m), batch_of(batches, request, m), m != 0);
+        break;
+      case ActionKind::BackwardInput:
+        reserve(backward_sender_, m);
+        runner_.backward_input(frame_of(m), batch_of(batches, request, m));
+        break;
+      case ActionKind::BackwardWeight:
+        weights_of(m);
+        runner_.backward_weight(frame_of(m), batch_of(batches, request, m), m != 0);
+        break;
+      case ActionKind::SendBackward:
+        send(backward_sender_, m);
+        break;
+      case ActionKind::ReduceGradients:
+        if (sync != nullptr) sync->finish_replicas();
+        break;
+    }
+  }
+  drain(forward_sender_);
+  drain(backward_sender_);
+  runner_.weight_done = nullptr;
+  PassResult result;
+  for (const LossResult& loss : losses_) {
+    result.loss += loss.loss;
+    result.hits += loss.hits;
+  }
+  return result;
+}
+
+}  // namespace trainer::runtime

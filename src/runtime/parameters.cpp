@@ -1,0 +1,112 @@
+#include "trainer/runtime/parameters.hpp"
+
+#include <algorithm>
+
+#include "trainer/core/random.hpp"
+
+namespace trainer::runtime {
+
+namespace {
+
+constexpr std::size_t kAlignElements = Buffer::kAlignment / sizeof(float);
+
+std::size_t align_elements(std::size_t elements) {
+  return (elements + kAlignElements - 1) / kAlignElements * kAlignElements;
+}
+
+float initial_value(const model::Init& init, const RandomStream& stream, std::uint64_t index) {
+  switch (init.kind) {
+    case model::InitKind::Zero:
+      return 0.0f;
+    case model::InitKind::One:
+      return 1.0f;
+    case model::InitKind::Normal:
+      return static_cast<float>(init.scale) * stream.normal(index);
+    case model::InitKind::Uniform:
+      return static_cast<float>(init.scale) * (2.0f * stream.uniform(index) - 1.0f);
+  }
+  return 0.0f;
+}
+
+// Global row-major index of element `i` of a box.
+std::uint64_t global_index(const Box& box, const Shape& shape, std::int64_t i) {
+  std::int64_t index = 0;
+  std::int64_t stride = 1;
+  for (int d = shape.dims() - 1; d >= 0; --d) {
+    index += (box.start[d] + i % box.extent[d]) * stride;
+    i /= box.extent[d];
+    stride *= shape[d];
+  }
+  return static_cast<std::uint64_t>(index);
+}
+
+}  // namespace
+
+ParameterLayout lay_out_parameters(const RunPlan& plan, const plan::LocalGraph& local, const plan::Coordinates& at) {
+  const StageId stage(at.pipeline);
+  const Range nodes = plan.nodes(stage);
+  ParameterLayout layout;
+  std::vector<std::int64_t> held_index(plan.graph.parameters.size(), -1);
+  for (std::size_t p = 0; p < plan.graph.parameters.size(); ++p) {
+    const ParameterId id(static_cast<std::int64_t>(p));
+    const auto uses = uses_of(plan, id);
+    if (std::none_of(uses.begin(), uses.end(), [stage](const ParameterUse& use) { return use.stage == stage; })) continue;
+    HeldParameter held;
+    held.id = id;
+    held.boxes = local.parameters[p].boxes;
+    held.elements = local.parameters[p].elements();
+    held.weight = layout.weight_elements;
+    held.decay = plan.graph.parameters[p].decay;
+    held.counted = uses.front().stage == stage && (local.parameters[p].sharded || at.tensor == 0);
+    layout.weight_elements += align_elements(static_cast<std::size_t>(held.elements));
+    held_index[p] = static_cast<std::int64_t>(layout.held.size());
+    layout.held.push_back(std::move(held));
+  }
+  for (std::int64_t i = nodes.begin; i < nodes.end; ++i) {
+    std::vector<ParameterLayout::Use> uses;
+    for (const ParameterId id : plan.graph.nodes[static_cast<std::size_t>(i)].parameters) {
+      HeldParameter& held = layout.held[static_cast<std::size_t>(held_index[id.index()])];
+      held.gradients.push_back(layout.gradient_elements);
+      uses.push_back({held.weight, layout.gradient_elements, held.elements});
+      layout.gradient_elements += align_elements(static_cast<std::size_t>(held.elements));
+    }
+    layout.of_node.push_back(std::move(uses));
+  }
+  return layout;
+}
+
+Parameters::Parameters(ParameterLayout layout, bool training, int state_count)
+    : layout_(std::move(layout)), weights_(layout_.weight_elements * sizeof(float)) {
+  if (!training) return;
+  gradients_ = Buffer(layout_.gradient_elements * sizeof(float));
+  for (int s = 0; s < state_count; ++s) states_.emplace_back(layout_.weight_elements * sizeof(float));
+  for (const HeldParameter& held : layout_.held) {
+    optim::Segment segment;
+    segment.weight = weights() + held.weight;
+    segment.gradient = gradients() + held.gradients.front();
+    for (int s = 0; s < state_count; ++s) segment.state[s] = state(s) + held.weight;
+    segment.count = held.elements;
+    segment.decay = held.decay;
+    segments_.push_back(segment);
+  }
+}
+
+void Parameters::initialise(const model::Graph& graph, std::uint64_t seed, ThreadPool& pool) {
+  constexpr std::int64_t kChunk = 4096;
+  for (const HeldParameter& held : layout_.held) {
+    const model::Parameter& parameter = graph.parameters[held.id.index()];
+    const RandomStream stream(seed, "init/" + parameter.name);
+    float* to = weights() + held.weight;
+    for (const Box& box : held.boxes) {
+      const std::int64_t n = box.elements();
+      pool.for_each((n + kChunk - 1) / kChunk, [&](std::int64_t chunk, int) {
+        for (std::int64_t i = chunk * kChunk; i < std::min(n, (chunk + 1) * kChunk); ++i) {
+          to[i] = initial_value(parameter.init, stream, global_index(box, parameter.shape, i));
+        }
+      });
+      to += n;
+    }
+  }
+}
+
+}  // namespace trainer::runtime

@@ -1,0 +1,126 @@
+#include "saver.hpp"
+
+#include <fmt/format.h>
+
+#include <chrono>
+
+#include "trainer/core/error.hpp"
+#include "trainer/runtime/agreement.hpp"
+
+namespace trainer::runtime {
+
+std::int64_t Saver::open(Worker& worker, bool resume, bool overwrite, Observer& observer) {
+  if (!enabled()) {
+    worker.initialise();
+    return 0;
+  }
+  agree(world_, [&] {
+    if (lead()) take_directory(resume, overwrite);
+  });
+  std::string path;
+  if (resume) {
+    agree(world_, [&] {
+      if (!lead()) return;
+      const auto checkpoint = find(observer);
+      if (checkpoint) path = checkpoint->path();
+    });
+    path = world_.gather_strings(path).front();
+  }
+  if (path.empty()) {
+    worker.initialise();
+    return 0;
+  }
+  std::int64_t step = 0;
+  agree(world_, [&] {
+    const auto checkpoint = storage::open_checkpoint(files_, path);
+    require_same_model(*checkpoint);
+    worker.load(*checkpoint);
+    step = checkpoint->record().step;
+  });
+  last_path_ = path;
+  return step;
+}
+
+void Saver::take_directory(bool resume, bool overwrite) {
+  const std::string& directory = plan_.config.checkpoint.directory;
+  files_.make_directories(directory);
+  lock_ = files_.lock(directory);
+  if (!lock_) {
+    throw Error(ExitCode::Storage, fmt::format("{}: another run is writing this directory; wait for it, or choose another "
+                                               "checkpoint.directory", directory));
+  }
+  const bool holds_run = !storage::checkpoint_steps(files_, directory).empty() || files_.exists(directory + "/metrics.jsonl");
+  if (holds_run && !resume && !overwrite) {
+    throw Error(ExitCode::Usage, fmt::format("{}: holds a run already; continue it with --resume, replace it with "
+                                             "--overwrite, or choose another checkpoint.directory", directory));
+  }
+  if (overwrite && !resume) storage::clean_up(files_, directory, 0);
+  if (resume) storage::clean_up(files_, directory, plan_.config.checkpoint.keep);
+}
+
+std::unique_ptr<storage::CheckpointReader> Saver::find(Observer& observer) {
+  const std::string& directory = plan_.config.checkpoint.directory;
+  if (storage::checkpoint_steps(files_, directory).empty()) {
+    observer.note(fmt::format("--resume: {} holds no checkpoint; starting from the beginning", directory));
+    return nullptr;
+  }
+  std::vector<std::string> passed_over;
+  auto checkpoint = storage::find_checkpoint(files_, directory, passed_over);
+  for (const std::string& why : passed_over) observer.warning(why);
+  return checkpoint;
+}
+
+void Saver::require_same_model(const storage::CheckpointReader& checkpoint) const {
+  const config::Config saved = config::parse(checkpoint.record().config, checkpoint.path());
+  const std::string theirs = config::model_json(saved);
+  const std::string ours = config::model_json(plan_.config);
+  if (theirs == ours) return;
+  throw Error(ExitCode::Usage,
+              fmt::format("--resume: the model of {} is not the configuration's: it has {}, the configuration {}; give the "
+                          "same \"model\", or another checkpoint.directory",
+                          checkpoint.path(), theirs, ours));
+}
+
+bool Saver::save(const Worker& worker, std::int64_t step, Observer& observer) {
+  const auto start = std::chrono::steady_clock::now();
+  const std::string& directory = plan_.config.checkpoint.directory;
+  const std::string partial = storage::partial_path(directory, step);
+  try {
+    agree(world_, [&] {
+      if (!lead()) return;
+      files_.remove_all(partial);
+      files_.make_directories(partial);
+    });
+    std::string shard;
+    agree(world_, [&] {
+      const auto pieces = worker.pieces();
+      if (!pieces.empty()) shard = storage::write_shard(files_, partial, world_.rank(), pieces);
+    });
+    std::vector<std::string> shards = world_.gather_strings(shard);
+    std::erase(shards, "");
+    agree(world_, [&] {
+      if (!lead()) return;
+      const storage::CheckpointRecord record{step, config::to_json(plan_.config), data_.vocabulary(), build_};
+      last_path_ = storage::commit(files_, directory, record, shards);
+      storage::clean_up(files_, directory, plan_.config.checkpoint.keep);
+    });
+  } catch (const Error& error) {
+    if (error.code() != ExitCode::Storage) throw;
+    failed_ = true;
+    last_failure_ = error.what();
+    if (lead()) {
+      try {
+        files_.remove_all(partial);
+      } catch (const Error&) {
+        // What is left has no final name; the next run removes it.
+      }
+      observer.warning(fmt::format("step {}: the checkpoint was not saved: {}; training goes on", step, error.what()));
+    }
+    return false;
+  }
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  observer.saved(step, last_path_, seconds.count());
+  return true;
+}
+
+}  // namespace trainer::runtime

@@ -1,0 +1,162 @@
+#include "trainer/runtime/train.hpp"
+
+#include <fmt/format.h>
+
+#include <chrono>
+
+#include "saver.hpp"
+#include "trainer/comm/topology.hpp"
+#include "trainer/runtime/agreement.hpp"
+#include "trainer/runtime/worker.hpp"
+
+namespace trainer::runtime {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+class Run {
+ public:
+  Run(comm::Communicator& world, const RunPlan& plan, const storage::Dataset& data, storage::FileSystem& files,
+      const TrainOptions& options)
+      : world_(world),
+        plan_(plan),
+        data_(data),
+        options_(options),
+        pool_(options.threads, options.spin),
+        worker_(world, plan, data, pool_, true),
+        saver_(world, plan, data, files, options.build),
+        total_(worker_.total_steps()) {}
+
+  TrainResult go() {
+    const auto started = Clock::now();
+    observer_ = std::make_unique<Observer>();
+    // Messages of opening come before the observers that need to know where the run begins.
+    Pending pending;
+    const std::int64_t done = saver_.open(worker_, options_.resume, options_.overwrite, pending);
+    agree(world_, [&] {
+      if (world_.rank() == 0 && options_.observers) observer_ = options_.observers(done, total_);
+    });
+    for (const std::string& text : pending.notes) observer_->note(text);
+    for (const std::string& text : pending.warnings) observer_->warning(text);
+    if (done > 0) observer_->note(fmt::format("resuming after step {} from {}", done, saver_.last_path()));
+
+    result_.first_step = done + 1;
+    result_.last_step = done;
+    bool stopped = false;
+    for (std::int64_t step = done + 1; step <= total_ && !stopped; ++step) {
+      stopped = one_step(step, started);
+      const bool last = stopped || step == total_;
+      const config::Training& training = plan_.config.training;
+      const bool evaluate = step == total_ || (!stopped && training.eval_every > 0 && step % training.eval_every == 0);
+      if (evaluate) this->evaluate(step);
+      const std::int64_t every = plan_.config.checkpoint.every_steps;
+      if (saver_.enabled() && (last || (every > 0 && step % every == 0))) saver_.save(worker_, step, *observer_);
+    }
+    finish(stopped && result_.last_step < total_);
+    return std::move(result_);
+  }
+
+ private:
+  struct Pending : Observer {
+    std::vector<std::string> notes, warnings;
+    void note(std::string_view text) override { notes.emplace_back(text); }
+    void warning(std::string_view text) override { warnings.emplace_back(text); }
+  };
+
+  bool wants_stop(Clock::time_point started) const {
+    if (options_.stop != nullptr && options_.stop->load(std::memory_order_relaxed)) return true;
+    const double limit = plan_.config.training.time_limit;
+    return limit > 0 && world_.rank() == 0 && seconds_since(started) >= limit;
+  }
+
+  bool one_step(std::int64_t step, Clock::time_point started) {
+    const auto begin = Clock::now();
+    const std::int64_t before = options_.allocations ? options_.allocations() : 0;
+    const StepOutcome outcome = worker_.step(step, wants_stop(started));
+    const std::int64_t after = options_.allocations ? options_.allocations() : 0;
+    const double seconds = seconds_since(begin);
+    result_.loss = outcome.loss;
+    result_.last_step = step;
+    result_.seconds += seconds;
+    if (world_.rank() != 0) return outcome.stop;
+    StepReport report;
+    report.step = step;
+    report.total_steps = total_;
+    report.loss = outcome.loss;
+    report.grad_norm = outcome.grad_norm;
+    report.learning_rate = outcome.learning_rate;
+    report.step_seconds = seconds;
+    report.step_samples = plan_.config.training.batch_size;
+    report.samples = step * report.step_samples;
+    if (data_.kind().tokens) {
+      report.tokens = report.samples * data_.kind().positions;
+      report.step_tokens = report.step_samples * data_.kind().positions;
+    }
+    report.flops = step_flops_;
+    report.peak_flops = options_.peak_flops;
+    if (options_.allocations) report.allocations = after - before;
+    observer_->step(report);
+    return outcome.stop;
+  }
+
+  void evaluate(std::int64_t step) {
+    if (worker_.split().held_out == 0) return;
+    const auto begin = Clock::now();
+    EvaluationReport report = worker_.evaluate(step);
+    report.seconds = seconds_since(begin);
+    result_.validation_loss = report.loss;
+    result_.accuracy = report.accuracy;
+    observer_->evaluation(report);
+  }
+
+  void finish(bool interrupted) {
+    const auto ranks = static_cast<std::size_t>(world_.size());
+    const auto mine = static_cast<std::size_t>(world_.rank());
+    const auto predicted = predict_memory(plan_, world_.rank(), pool_.threads(), data_.bytes());
+    const Worker::Waits waits = worker_.waits();
+    std::vector<double> facts(6 * ranks, 0.0);
+    facts[6 * mine + 0] = static_cast<double>(predicted.total());
+    facts[6 * mine + 1] = static_cast<double>(comm::peak_resident_bytes() - options_.base_memory);
+    facts[6 * mine + 2] = waits.receive;
+    facts[6 * mine + 3] = waits.send;
+    facts[6 * mine + 4] = waits.tensor;
+    facts[6 * mine + 5] = waits.gradients;
+    world_.sum(facts);
+    for (std::size_t r = 0; r < ranks; ++r) {
+      result_.memory.push_back({facts[6 * r], facts[6 * r + 1]});
+      result_.waits.push_back({facts[6 * r + 2], facts[6 * r + 3], facts[6 * r + 4], facts[6 * r + 5]});
+    }
+    result_.checkpoint = saver_.last_path();
+    if (saver_.failed()) {
+      result_.code = ExitCode::Storage;
+      result_.message = "a checkpoint could not be saved: " + saver_.last_failure();
+    } else if (interrupted) {
+      result_.code = ExitCode::Interrupted;
+      result_.message = fmt::format("stopped on request after step {} of {}; continue with --resume", result_.last_step, total_);
+    }
+  }
+
+  comm::Communicator& world_;
+  const RunPlan& plan_;
+  const storage::Dataset& data_;
+  const TrainOptions& options_;
+  ThreadPool pool_;
+  Worker worker_;
+  Saver saver_;
+  const std::int64_t total_;
+  const double step_flops_ = step_flops(plan_);
+  std::unique_ptr<Observer> observer_;
+  TrainResult result_;
+};
+
+}  // namespace
+
+TrainResult train(comm::Communicator& world, const RunPlan& plan, const storage::Dataset& data,
+                  storage::FileSystem& files, const TrainOptions& options) {
+  return Run(world, plan, data, files, options).go();
+}
+
+}  // namespace trainer::runtime

@@ -1,0 +1,259 @@
+#include "trainer/runtime/worker.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "trainer/core/error.hpp"
+
+namespace trainer::runtime {
+
+struct Worker::Program {
+  StageLayout layout;
+  ArenaLayout arena;
+  std::unique_ptr<StageRunner> runner;
+  std::unique_ptr<Executor> executor;
+};
+
+namespace {
+
+int group_color(std::int64_t a, std::int64_t b, std::int64_t extent) { return static_cast<int>(a * extent + b); }
+
+}  // namespace
+
+std::int64_t total_steps(const config::Training& training, std::int64_t training_samples) {
+  if (training.steps > 0) return training.steps;
+  const double samples = training.epochs * static_cast<double>(training_samples);
+  return std::max<std::int64_t>(1, static_cast<std::int64_t>(std::ceil(samples / static_cast<double>(training.batch_size))));
+}
+
+storage::ModelInput model_input(const model::Graph& graph) {
+  const model::Value& input = graph.values[graph.input.index()];
+  storage::ModelInput wanted;
+  wanted.tokens = input.kind == model::ValueKind::Tokens;
+  wanted.positions = graph.positions;
+  wanted.features = wanted.tokens ? 0 : input.features;
+  for (const model::Node& node : graph.nodes) {
+    if (const auto* embedding = std::get_if<model::Embedding>(&node.op)) wanted.vocabulary = embedding->vocab;
+  }
+  wanted.outputs = graph.values[graph.output.index()].features;
+  wanted.classes = graph.values[graph.target.index()].kind == model::ValueKind::Tokens;
+  return wanted;
+}
+
+Worker::Worker(comm::Communicator& world, const RunPlan& plan, const storage::Dataset& data, ThreadPool& pool,
+               bool training)
+    : plan_(plan),
+      data_(data),
+      pool_(pool),
+      world_(world),
+      at_(plan.mesh.coordinates(world.rank())),
+      stage_(at_.pipeline),
+      local_(plan::shard(plan.graph, plan.mesh.tensor, at_.tensor)) {
+  const config::Config& config = plan.config;
+  split_ = storage::split(data.size(), config.data.validation_fraction);
+  total_steps_ = runtime::total_steps(config.training, split_.training);
+  sample_limit_ = config.training.steps > 0
+                      ? std::numeric_limits<std::int64_t>::max()
+                      : std::llround(config.training.epochs * static_cast<double>(split_.training));
+
+  tensor_ranks_ = world.split(group_color(at_.pipeline, at_.data, plan.mesh.data), static_cast<int>(at_.tensor));
+  data_ranks_ = world.split(group_color(at_.pipeline, at_.tensor, plan.mesh.tensor), static_cast<int>(at_.data));
+  pipeline_ranks_ = world.split(group_color(at_.data, at_.tensor, plan.mesh.tensor), static_cast<int>(at_.pipeline));
+  tensor_ = std::make_unique<TensorGroup>(*tensor_ranks_);
+
+  optimizer_ = optim::make_optimizer(config.optimizer);
+  parameters_ = std::make_unique<Parameters>(lay_out_parameters(plan, local_, at_), training, optimizer_->state_count());
+
+  const auto prepare = [&](StageLayout layout, const schedule::StageSlots& slots) {
+    auto program = std::make_unique<Program>();
+    program->layout = std::move(layout);
+    program->arena = lay_out_arena(program->layout, slots);
+    return program;
+  };
+  const std::size_t s = stage_.index();
+  if (training) training_ = prepare(training_layout(plan, local_, stage_, pool.threads()), plan.training_slots[s]);
+  forward_only_ = prepare(forward_only_layout(plan, local_, stage_, pool.threads()), plan.forward_only_slots[s]);
+  // Evaluation happens between steps: both programs lie over the same memory.
+  arena_ = Buffer(std::max(training ? training_->arena.bytes : 0, forward_only_->arena.bytes));
+  const auto wire = [&](Program& program, const schedule::Schedule& schedule, const schedule::StageSlots& slots, int channel) {
+    program.runner = std::make_unique<StageRunner>(plan.graph, local_, program.layout, *parameters_, pool, *tensor_);
+    program.executor = std::make_unique<Executor>(plan.graph, schedule, slots, stage_, program.layout, arena_.data(),
+                                                  *program.runner, *pipeline_ranks_, channel);
+  };
+  if (training) wire(*training_, plan.training, plan.training_slots[s], 0);
+  wire(*forward_only_, plan.forward_only, plan.forward_only_slots[s], 1);
+  if (training) {
+    sync_ = std::make_unique<GradientSync>(plan, at_, *parameters_, *data_ranks_, *pipeline_ranks_);
+    training_->runner->progress = [this] { sync_->progress(); };
+  }
+  batches_ = std::make_unique<BatchSource>(data, split_, config.training.seed, at_.data, plan.mesh.data,
+                                           config.training.micro_batches);
+  agreement_.resize(plan.graph.parameters.size() + 2);
+  std::int64_t largest = 0;
+  for (const HeldParameter& held : parameters_->layout().held) largest = std::max(largest, held.elements);
+  norm_scratch_.resize(static_cast<std::size_t>(optim::norm_scratch(largest)));
+}
+
+Worker::~Worker() = default;
+
+void Worker::initialise() { parameters_->initialise(plan_.graph, plan_.config.training.seed, pool_); }
+
+void Worker::load(const storage::CheckpointReader& checkpoint) {
+  const bool with_state = training_ != nullptr;
+  for (const HeldParameter& held : parameters_->layout().held) {
+    const model::Parameter& parameter = plan_.graph.parameters[held.id.index()];
+    std::size_t offset = held.weight;
+    for (const Box& box : held.boxes) {
+      checkpoint.read(parameter.name, box, parameters_->weights() + offset);
+      for (int s = 0; with_state && s < optimizer_->state_count(); ++s) {
+        checkpoint.read(fmt::format("optimizer.{}.{}", optimizer_->state_name(s), parameter.name), box,
+                        parameters_->state(s) + offset);
+      }
+      offset += static_cast<std::size_t>(box.elements());
+    }
+  }
+}
+
+std::vector<storage::Piece> Worker::pieces() const {
+  std::vector<storage::Piece> pieces;
+  if (at_.data != 0) return pieces;
+  for (const HeldParameter& held : parameters_->layout().held) {
+    if (!held.counted) continue;
+    const model::Parameter& parameter = plan_.graph.parameters[held.id.index()];
+    std::size_t offset = held.weight;
+    for (const Box& box : held.boxes) {
+      pieces.push_back({parameter.name, DType::F32, parameter.shape, box, parameters_->weights() + offset});
+      for (int s = 0; s < optimizer_->state_count(); ++s) {
+        pieces.push_back({fmt::format("optimizer.{}.{}", optimizer_->state_name(s), parameter.name), DType::F32,
+                          parameter.shape, box, parameters_->state(s) + offset});
+      }
+      offset += static_cast<std::size_t>(box.elements());
+    }
+  }
+  return pieces;
+}
+
+GlobalBatch Worker::training_batch(std::int64_t step) const {
+  const std::int64_t size = plan_.config.training.batch_size;
+  return {.first = (step - 1) * size, .size = size, .limit = sample_limit_, .held_out = false};
+}
+
+// The one place that knows what a loss is divided by: targets of the global batch that count (for real targets, their values).
+double Worker::targets_of(const GlobalBatch& batch) const {
+  const storage::SampleKind& kind = data_.kind();
+  const std::int64_t each = kind.tokens ? kind.positions : std::max<std::int64_t>(1, kind.target_features);
+  return static_cast<double>(batch.valid() * each);
+}
+
+// Squared norms in the global order of parameters, each from the rank that speaks for it.
+void Worker::measure_norms() {
+  if (at_.data != 0) return;
+  for (const HeldParameter& held : parameters_->layout().held) {
+    if (!held.counted) continue;
+    const float* gradient = parameters_->gradients() + held.gradients.front();
+    agreement_[held.id.index()] = optim::sum_of_squares(
+        pool_, {gradient, static_cast<std::size_t>(held.elements)}, norm_scratch_.data());
+  }
+}
+
+StepOutcome Worker::step(std::int64_t step, bool stop) {
+  const config::Config& config = plan_.config;
+  const GlobalBatch batch = training_batch(step);
+  const double targets = targets_of(batch);
+  batches_->set(batch);
+  const PassResult pass = training_->executor->run(
+      *batches_, {.seed = config.training.seed, .training = true, .loss_scale = 1.0 / targets, .count_hits = false},
+      sync_.get());
+  sync_->finish_tied();
+
+  std::fill(agreement_.begin(), agreement_.end(), 0.0);
+  measure_norms();
+  const std::size_t parameters = plan_.graph.parameters.size();
+  agreement_[parameters] = at_.tensor == 0 ? pass.loss : 0.0;
+  agreement_[parameters + 1] = stop ? 1.0 : 0.0;
+  world_.sum(agreement_);
+
+  StepOutcome outcome;
+  outcome.loss = agreement_[parameters] / targets;
+  outcome.stop = agreement_[parameters + 1] > 0;
+  double squares = 0;
+  for (std::size_t p = 0; p < parameters; ++p) squares += agreement_[p];
+  outcome.grad_norm = std::sqrt(squares);
+  outcome.learning_rate = optim::learning_rate(config.optimizer, step, total_steps_);
+  if (!std::isfinite(outcome.loss) || !std::isfinite(outcome.grad_norm)) diverge(step, outcome.loss, outcome.grad_norm);
+  optimizer_->update(pool_, parameters_->segments(), step, outcome.learning_rate,
+                     optim::clip_scale(outcome.grad_norm, config.training.gradient_clip));
+  return outcome;
+}
+
+// Runs the step's samples forward again, slowly, and finds the first node that gives a value that is not finite.
+void Worker::diverge(std::int64_t step, double loss, double grad_norm) {
+  const auto nodes = static_cast<double>(plan_.graph.nodes.size());
+  batches_->set(training_batch(step));
+  forward_only_->runner->look_for_non_finite(true);
+  forward_only_->executor->run(*batches_, {.seed = plan_.config.training.seed, .training = true}, nullptr);
+  const NodeId found = forward_only_->runner->first_non_finite();
+  double first[1] = {found.valid() ? -static_cast<double>(found.value) : -nodes};
+  world_.max(first);
+  std::string where;
+  const auto node = static_cast<std::size_t>(-first[0]);
+  if (node < plan_.graph.nodes.size()) {
+    std::int64_t stage = 0;
+    while (static_cast<std::int64_t>(node) >= plan_.nodes(StageId(stage)).end) ++stage;
+    where = fmt::format("the first layer with a value that is not finite is {} (stage {})", plan_.graph.nodes[node].name, stage);
+  } else if (!std::isfinite(loss)) {
+    where = "every layer's output is finite, but the loss is not: logits too far apart";
+  } else {
+    where = "the forward is finite; the gradients overflowed";
+    for (std::size_t p = 0; p < plan_.graph.parameters.size(); ++p) {
+      if (std::isfinite(agreement_[p])) continue;
+      where += fmt::format(", in {} first", plan_.graph.parameters[p].name);
+      break;
+    }
+  }
+  throw Error(ExitCode::Diverged,
+              fmt::format("step {}: diverged: the loss is {} and the gradient norm {}; {}. No weight was changed in this step. "
+                          "A lower optimizer.learning_rate, more warm-up or training.gradient_clip usually helps",
+                          step, loss, grad_norm, where));
+}
+
+EvaluationReport Worker::evaluate(std::int64_t step) {
+  const std::int64_t size = plan_.config.training.batch_size;
+  const bool count_hits = !data_.kind().tokens && data_.kind().classes > 0;
+  double sums[2] = {0, 0};
+  double targets = 0;
+  for (std::int64_t first = 0; first < split_.held_out; first += size) {
+    const GlobalBatch batch{.first = first, .size = size, .limit = split_.held_out, .held_out = true};
+    batches_->set(batch);
+    const PassResult pass = forward_only_->executor->run(
+        *batches_, {.seed = 0, .training = false, .loss_scale = 0, .count_hits = count_hits}, nullptr);
+    sums[0] += pass.loss;
+    sums[1] += static_cast<double>(pass.hits);
+    targets += targets_of(batch);
+  }
+  if (at_.tensor != 0) sums[0] = sums[1] = 0;
+  world_.sum(sums);
+  EvaluationReport report;
+  report.step = step;
+  report.loss = sums[0] / targets;
+  if (count_hits) report.accuracy = sums[1] / targets;
+  report.targets = static_cast<std::int64_t>(targets);
+  return report;
+}
+
+Worker::Waits Worker::waits() const {
+  Waits waits;
+  for (const Program* program : {training_.get(), forward_only_.get()}) {
+    if (program == nullptr) continue;
+    waits.receive += program->executor->receive_wait_seconds();
+    waits.send += program->executor->send_wait_seconds();
+  }
+  waits.tensor = tensor_->waited_seconds();
+  if (sync_) waits.gradients = sync_->waited_seconds();
+  return waits;
+}
+
+}  // namespace trainer::runtime
