@@ -93,7 +93,7 @@ inline void for_mask_blocks(const DropoutMask& mask, std::int64_t n, Step step) 
   alignas(64) float factors[kMaskBlock];
   for (std::int64_t i = 0; i < n;) {
     const std::int64_t feature = mask.first + i;
-    const std::int64_t within = feature % kMaskBlock;
+    const std::int64_t within = feature & (kMaskBlock - 1);
     const std::int64_t count = kMaskBlock - within < n - i ? kMaskBlock - within : n - i;
     mask_factors(mask, feature / kMaskBlock, factors);
     step(i, factors + within, count);

@@ -85,18 +85,18 @@ struct WideProduct {
   Words low;
 };
 inline WideProduct multiply_wide(Words a, std::uint32_t by) {
+#if defined(__AVX2__)
+  typedef std::uint64_t Longs __attribute__((vector_size(4 * kWidth)));
+  constexpr std::uint64_t kLow = 0xffffffffu;
 #if defined(__AVX512F__)
-  const __m512i constant = _mm512_set1_epi32(static_cast<int>(by));
-  const __m512i even = _mm512_mul_epu32((__m512i)a, constant);
-  const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64((__m512i)a, 32), constant);
-  return {(Words)_mm512_mask_blend_epi32(0xAAAA, _mm512_srli_epi64(even, 32), odd),
-          (Words)_mm512_mask_blend_epi32(0xAAAA, even, _mm512_slli_epi64(odd, 32))};
-#elif defined(__AVX2__)
-  const __m256i constant = _mm256_set1_epi32(static_cast<int>(by));
-  const __m256i even = _mm256_mul_epu32((__m256i)a, constant);
-  const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64((__m256i)a, 32), constant);
-  return {(Words)_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA),
-          (Words)_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA)};
+  const auto multiply = [](Longs x, Longs y) { return (Longs)_mm512_maskz_mul_epu32(0xff, (__m512i)x, (__m512i)y); };
+#else
+  const auto multiply = [](Longs x, Longs y) { return (Longs)_mm256_mul_epu32((__m256i)x, (__m256i)y); };
+#endif
+  const Longs constant = Longs{} + by;
+  const Longs even = multiply((Longs)a, constant);
+  const Longs odd = multiply((Longs)a >> 32, constant);
+  return {(Words)((even >> 32) | (odd & ~kLow)), (Words)((even & kLow) | (odd << 32))};
 #else
   WideProduct r;
   for (int l = 0; l < kWidth; ++l) {
