@@ -84,7 +84,8 @@ class Operator {
   virtual void backward_weight(const BackwardWeightCall& call) const;  // default: none
 };
 
-/// The operator of a node with local sizes; one row a kind in src/ops/registry.cpp. Losses are not operators (see loss.hpp).
-std::unique_ptr<Operator> make_operator(const model::Op& op, std::int64_t positions);
+/// The operator of a node with local sizes, for samples of up to `positions` rows; the node's name keys its random masks.
+/// One row a kind in src/ops/registry.cpp. Losses are not operators (see loss.hpp).
+std::unique_ptr<Operator> make_operator(const model::Node& node, std::int64_t positions);
 
 }  // namespace trainer::ops
