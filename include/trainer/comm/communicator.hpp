@@ -43,42 +43,48 @@ class Request {
   std::unique_ptr<Operation> op_;
 };
 
-/// A prepared all-reduce over a fixed buffer: set up once (all memory then), started every step.
+/// A prepared all-reduce over a fixed buffer: set up once (all memory then), started every step. Several may be in
+/// flight; the buffer is not to be touched between start() and the test() that returns true.
 class AllReduce {
  public:
   virtual ~AllReduce() = default;
-  virtual void start() = 0;
-  virtual bool test() = 0;  // progress; true when the buffer holds the sum on this rank
+  virtual void start() = 0;  // not while one is unfinished
+  virtual bool test() = 0;   // progress; true when the buffer holds the sum on this rank, and when never started
 };
 
 /// A prepared send or receive of a fixed buffer (MPI persistent requests): starting allocates nothing.
 class Transfer {
  public:
   virtual ~Transfer() = default;
-  virtual void start() = 0;
-  virtual bool test() = 0;  // true when complete, and when never started
+  virtual void start() = 0;  // not while one is unfinished
+  virtual bool test() = 0;   // true when complete, and when never started
 };
 
+/// One rank's end of a group of ranks. Used by one thread; outlives what it makes.
 class Communicator {
  public:
-  virtual ~Communicator() = default;
+  Communicator();
+  virtual ~Communicator();
   virtual int rank() const = 0;
   virtual int size() const = 0;
 
-  /// Persistent point-to-point of `bytes`; the memory must stay. Messages of one (peer, tag) arrive in order.
+  /// Persistent point-to-point of `bytes` (0 is legal); the memory must stay. Messages of one (peer, tag) arrive in
+  /// the order of their starts, and both sides state the same size. Tags are in [0, max_tag()), at least 16383 of them.
   virtual std::unique_ptr<Transfer> make_send(const void* data, std::size_t bytes, int peer, int tag) = 0;
   virtual std::unique_ptr<Transfer> make_receive(void* data, std::size_t bytes, int peer, int tag) = 0;
   virtual int max_tag() const = 0;
 
   /// Sum of float32 over the ranks, every element added in ascending rank order, the same bits on every rank:
   /// each rank collects its chunk from all others, sums, and hands the sum out (2 (n−1)/n of the bytes a rank).
-  /// Collective call. The element range is `data[0, count)`. `extra_bytes()` of memory are taken at once.
+  /// (Two ranks, and few elements, trade whole buffers in one round instead; the bits are the same.) Collective call.
+  /// The element range is `data[0, count)`. `all_reduce_extra_bytes` of memory are taken at once; long buffers go
+  /// through in pieces, so this is bounded: max(1 MiB, 32 KiB · ranks) · 2, and less for small ones.
   virtual std::unique_ptr<AllReduce> make_all_reduce(float* data, std::int64_t count);
   static std::size_t all_reduce_extra_bytes(std::int64_t count, int ranks);
 
   // Small blocking collectives for set-up and agreement; they wait politely too.
   virtual void barrier() = 0;
-  virtual void sum(std::span<double> values) = 0;            // in rank order, the same bits everywhere
+  virtual void sum(std::span<double> values) = 0;  // in rank order, the same bits everywhere
   virtual void max(std::span<double> values) = 0;
   virtual void broadcast(std::span<std::byte> bytes, int root) = 0;
   /// One byte string a rank, in rank order, on every rank.
@@ -88,12 +94,21 @@ class Communicator {
   virtual std::unique_ptr<Communicator> split(int color, int key) = 0;
   /// Ranks that share this node's memory. Collective.
   virtual std::unique_ptr<Communicator> split_node() = 0;
+
+ protected:
+  /// Implementations accept tags in [max_tag(), max_tag() + kReservedTags): they belong to the all-reduces, which take
+  /// them in the order of the collective calls. MPI promises 32768 tags at least.
+  static constexpr int kReservedTags = 16384;
+
+ private:
+  struct TagRing;
+  std::shared_ptr<TagRing> all_reduce_tags_;
 };
 
 /// How waits behave, for the whole process.
 struct WaitPolicy {
-  bool yield = false;          // more ranks than cores: give the core away between polls
-  double hang_seconds = 0;     // longer than this throws Error(Hang) saying what is awaited; 0: never
+  bool yield = false;       // more ranks than cores: give the core away between polls
+  double hang_seconds = 0;  // longer than this throws Error(Hang) saying what is awaited; 0: never
   /// Called now and then from long waits and between nodes so that other traffic progresses; may be empty.
   std::function<void()> progress;
 };
@@ -101,7 +116,8 @@ void set_wait_policy(WaitPolicy policy);
 const WaitPolicy& wait_policy();
 
 /// The one blocking wait: polls `done` (which makes progress) politely until it returns true. Returns seconds waited.
-/// Throws Error(Hang). Allocates nothing.
+/// Throws Error(Hang). Allocates nothing. Spins some 50 µs, then yields between polls; with policy.yield it yields at
+/// once and sleeps between polls of waits over some ms, a small share of the time waited so far.
 double wait_until(const std::function<bool()>& done, const WaitTag& tag);
 template <class Testable>
 double wait(Testable& op, const WaitTag& tag) {
@@ -109,11 +125,17 @@ double wait(Testable& op, const WaitTag& tag) {
   return wait_until(std::ref(poll), tag);
 }
 
+/// How in-process sends complete: at once by copying (Eager), or only when the receive was posted (Rendezvous). MPI
+/// does either, by size; a program must be free of deadlock under both.
+enum class SendMode { Eager, Rendezvous };
+
 /// Ranks as threads of this process: `body(communicator)` runs once a rank; the first exception is rethrown after all
 /// threads have ended (the others get Error(Internal) from their waits).
-void run_in_process(int ranks, const std::function<void(Communicator&)>& body);
+void run_in_process(int ranks, const std::function<void(Communicator&)>& body, SendMode mode = SendMode::Eager);
 
-/// Wraps `inner`: completion of transfers is delayed and reordered by a counter RNG of `seed`.
+/// Wraps `inner`, which must outlive it: starts and completions of transfers, those of the all-reduces included, are
+/// delayed by up to `max_delay_seconds` each and so reordered, by a counter RNG of (`seed`, rank). Order within one
+/// (peer, tag) is kept. Use either the wrapper or `inner`, not both.
 std::unique_ptr<Communicator> make_faulty(Communicator& inner, std::uint64_t seed, double max_delay_seconds);
 
 }  // namespace trainer::comm

@@ -1,0 +1,158 @@
+// A communicator whose transfers start and complete late and out of order, to shake out what relies on timing.
+#include <algorithm>
+#include <chrono>
+#include <list>
+#include <utility>
+
+#include "trainer/comm/communicator.hpp"
+#include "trainer/core/error.hpp"
+#include "trainer/core/random.hpp"
+
+namespace trainer::comm {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// Which messages must keep their order among themselves.
+struct Lane {
+  bool send = false;
+  int peer = 0;
+  int tag = 0;
+  bool operator==(const Lane&) const = default;
+};
+
+class FaultyTransfer;
+
+// The delays of one communicator and the transfers whose start it holds back.
+class Delays {
+ public:
+  Delays(std::uint64_t seed, int rank, double max_seconds)
+      : stream_(seed + static_cast<std::uint64_t>(rank) * 0x9e3779b97f4a7c15ull, "faulty communicator"),
+        max_seconds_(max_seconds) {}
+
+  // Mostly short, sometimes long: cubes of uniform numbers.
+  Clock::time_point next_time() {
+    const double u = static_cast<double>(stream_.uniform(draws_++));
+    return Clock::now() +
+           std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(u * u * u * max_seconds_));
+  }
+  void hold_back(FaultyTransfer* transfer) { held_.push_back(transfer); }
+  void forget(FaultyTransfer* transfer) { held_.remove(transfer); }
+  void start_due();
+
+ private:
+  RandomStream stream_;
+  double max_seconds_;
+  std::uint64_t draws_ = 0;
+  std::list<FaultyTransfer*> held_;  // in the order of their starts
+};
+
+class FaultyTransfer final : public Transfer {
+ public:
+  FaultyTransfer(std::shared_ptr<Delays> delays, std::unique_ptr<Transfer> inner, Lane lane)
+      : delays_(std::move(delays)), inner_(std::move(inner)), lane_(lane) {}
+  ~FaultyTransfer() override { delays_->forget(this); }
+  FaultyTransfer(const FaultyTransfer&) = delete;
+  FaultyTransfer& operator=(const FaultyTransfer&) = delete;
+
+  void start() override {
+    if (state_ != State::Done) internal_error("a transfer was started twice");
+    state_ = State::HeldBack;
+    due_ = delays_->next_time();
+    delays_->hold_back(this);
+    delays_->start_due();
+  }
+
+  bool test() override {
+    delays_->start_due();
+    if (state_ == State::Started && inner_->test()) {
+      state_ = State::Withheld;
+      due_ = delays_->next_time();
+    }
+    if (state_ == State::Withheld && Clock::now() >= due_) state_ = State::Done;
+    return state_ == State::Done;
+  }
+
+  const Lane& lane() const { return lane_; }
+  bool due(Clock::time_point now) const { return now >= due_; }
+  void start_inner() {
+    inner_->start();
+    state_ = State::Started;
+  }
+
+ private:
+  enum class State { Done, HeldBack, Started, Withheld };
+
+  std::shared_ptr<Delays> delays_;
+  std::unique_ptr<Transfer> inner_;
+  Lane lane_;
+  State state_ = State::Done;
+  Clock::time_point due_;
+};
+
+void Delays::start_due() {
+  const Clock::time_point now = Clock::now();
+  for (auto it = held_.begin(); it != held_.end();) {
+    const auto same_lane = [&](const FaultyTransfer* earlier) { return earlier->lane() == (*it)->lane(); };
+    if (!(*it)->due(now) || std::any_of(held_.begin(), it, same_lane)) {
+      ++it;
+      continue;
+    }
+    (*it)->start_inner();
+    it = held_.erase(it);
+  }
+}
+
+class FaultyCommunicator final : public Communicator {
+ public:
+  FaultyCommunicator(Communicator& inner, std::uint64_t seed, double max_delay_seconds)
+      : inner_(inner),
+        seed_(seed),
+        max_delay_seconds_(max_delay_seconds),
+        delays_(std::make_shared<Delays>(seed, inner.rank(), max_delay_seconds)) {}
+  FaultyCommunicator(std::unique_ptr<Communicator> inner, std::uint64_t seed, double max_delay_seconds)
+      : FaultyCommunicator(*inner, seed, max_delay_seconds) {
+    owned_ = std::move(inner);
+  }
+
+  int rank() const override { return inner_.rank(); }
+  int size() const override { return inner_.size(); }
+  int max_tag() const override { return inner_.max_tag(); }
+
+  std::unique_ptr<Transfer> make_send(const void* data, std::size_t bytes, int peer, int tag) override {
+    return std::make_unique<FaultyTransfer>(delays_, inner_.make_send(data, bytes, peer, tag), Lane{true, peer, tag});
+  }
+  std::unique_ptr<Transfer> make_receive(void* data, std::size_t bytes, int peer, int tag) override {
+    return std::make_unique<FaultyTransfer>(delays_, inner_.make_receive(data, bytes, peer, tag),
+                                            Lane{false, peer, tag});
+  }
+
+  void barrier() override { inner_.barrier(); }
+  void sum(std::span<double> values) override { inner_.sum(values); }
+  void max(std::span<double> values) override { inner_.max(values); }
+  void broadcast(std::span<std::byte> bytes, int root) override { inner_.broadcast(bytes, root); }
+  std::vector<std::string> gather_strings(const std::string& mine) override { return inner_.gather_strings(mine); }
+  std::unique_ptr<Communicator> split(int color, int key) override { return wrap(inner_.split(color, key)); }
+  std::unique_ptr<Communicator> split_node() override { return wrap(inner_.split_node()); }
+
+ private:
+  std::unique_ptr<Communicator> wrap(std::unique_ptr<Communicator> part) {
+    return std::make_unique<FaultyCommunicator>(std::move(part), seed_ + ++parts_, max_delay_seconds_);
+  }
+
+  std::unique_ptr<Communicator> owned_;  // a part that was split off here
+  Communicator& inner_;
+  std::uint64_t seed_;
+  double max_delay_seconds_;
+  std::shared_ptr<Delays> delays_;
+  std::uint64_t parts_ = 0;
+};
+
+}  // namespace
+
+std::unique_ptr<Communicator> make_faulty(Communicator& inner, std::uint64_t seed, double max_delay_seconds) {
+  return std::make_unique<FaultyCommunicator>(inner, seed, max_delay_seconds);
+}
+
+}  // namespace trainer::comm

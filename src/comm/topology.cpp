@@ -1,0 +1,167 @@
+// Cores, quotas, peak memory: what Linux says about this process.
+#include "trainer/comm/topology.hpp"
+
+#include <fmt/format.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <fstream>
+#include <iterator>
+#include <limits>
+#include <set>
+#include <sstream>
+
+#include "trainer/core/error.hpp"
+
+namespace trainer::comm {
+
+namespace {
+
+constexpr double kNoLimit = std::numeric_limits<double>::infinity();
+
+// "max 100000" or "150000 100000" of v2.
+double cores_of_cpu_max(const std::string& file) {
+  std::ifstream in(file);
+  std::string quota;
+  double period = 0;
+  if (!(in >> quota >> period) || quota == "max" || period <= 0) return kNoLimit;
+  double microseconds = 0;
+  const auto [end, error] = std::from_chars(quota.data(), quota.data() + quota.size(), microseconds);
+  return error == std::errc() && microseconds > 0 ? microseconds / period : kNoLimit;
+}
+
+// Quota and period of v1; a quota of −1 is none.
+double cores_of_cfs(const std::string& folder) {
+  double quota = 0;
+  double period = 0;
+  if (!(std::ifstream(folder + "/cpu.cfs_quota_us") >> quota)) return kNoLimit;
+  if (!(std::ifstream(folder + "/cpu.cfs_period_us") >> period)) return kNoLimit;
+  return quota > 0 && period > 0 ? quota / period : kNoLimit;
+}
+
+// The smallest limit of `limit_of` at base + path and all folders above it, down to base itself. Inside a container
+// the path may not exist below the mount; the base is then the container's own group.
+template <class LimitOf>
+double smallest_on_the_way(const std::string& base, std::string path, LimitOf limit_of) {
+  double smallest = kNoLimit;
+  while (true) {
+    smallest = std::min(smallest, limit_of(base + path));
+    const std::size_t slash = path.find_last_of('/');
+    if (slash == std::string::npos) return smallest;
+    path.resize(slash);
+  }
+}
+
+bool lists_cpu(const std::string& controllers) {
+  std::istringstream in(controllers);
+  for (std::string name; std::getline(in, name, ',');) {
+    if (name == "cpu") return true;
+  }
+  return false;
+}
+
+std::string to_text(const std::vector<int>& numbers) { return fmt::format("{}", fmt::join(numbers, " ")); }
+
+std::vector<int> to_numbers(const std::string& text) {
+  std::istringstream in(text);
+  return {std::istream_iterator<int>(in), std::istream_iterator<int>()};
+}
+
+int whole_cores(double cores) { return std::max(1, static_cast<int>(std::floor(std::min(cores, 1e6)))); }
+
+}  // namespace
+
+std::vector<int> affinity_mask() {
+  for (int cpus = 1024; cpus <= 1 << 20; cpus *= 2) {
+    cpu_set_t* set = CPU_ALLOC(cpus);
+    if (set == nullptr) break;
+    const std::size_t bytes = CPU_ALLOC_SIZE(cpus);
+    CPU_ZERO_S(bytes, set);
+    std::vector<int> mask;
+    const bool known = sched_getaffinity(0, bytes, set) == 0;
+    for (int cpu = 0; known && cpu < cpus; ++cpu) {
+      if (CPU_ISSET_S(cpu, bytes, set)) mask.push_back(cpu);
+    }
+    CPU_FREE(set);
+    if (known) return mask;
+  }
+  return {0};
+}
+
+double cgroup_cores(const std::string& cgroup_file, const std::string& mount) {
+  double smallest = kNoLimit;
+  std::ifstream in(cgroup_file);
+  for (std::string line; std::getline(in, line);) {  // "0::/a/b", "4:cpu,cpuacct:/a/b"
+    const std::size_t first = line.find(':');
+    const std::size_t second = first == std::string::npos ? first : line.find(':', first + 1);
+    if (second == std::string::npos) continue;
+    const std::string controllers = line.substr(first + 1, second - first - 1);
+    std::string path = line.substr(second + 1);
+    if (path == "/") path.clear();
+    if (controllers.empty()) {
+      const auto limit_of = [](const std::string& folder) { return cores_of_cpu_max(folder + "/cpu.max"); };
+      smallest = std::min(smallest, smallest_on_the_way(mount, path, limit_of));
+      smallest = std::min(smallest, smallest_on_the_way(mount + "/unified", path, limit_of));
+    } else if (lists_cpu(controllers)) {
+      smallest = std::min(smallest, smallest_on_the_way(mount + "/cpu", path, cores_of_cfs));
+      smallest = std::min(smallest, smallest_on_the_way(mount + "/" + controllers, path, cores_of_cfs));
+    }
+  }
+  return smallest;
+}
+
+int usable_cores() {
+  const auto mask = static_cast<int>(affinity_mask().size());
+  return std::max(1, std::min(mask, whole_cores(cgroup_cores())));
+}
+
+int default_threads(int cores, int ranks_on_node) { return std::max(1, cores / std::max(1, ranks_on_node)); }
+
+NodePlan plan_node(std::span<const std::vector<int>> masks, std::size_t mine, double quota_cores, int threads) {
+  std::set<int> all;
+  for (const auto& mask : masks) all.insert(mask.begin(), mask.end());
+  NodePlan plan;
+  plan.ranks_on_node = static_cast<int>(masks.size());
+  plan.cores = std::max(1, std::min(static_cast<int>(all.size()), whole_cores(quota_cores)));
+  const auto threads_of = [&](const std::vector<int>& mask) {
+    if (threads > 0) return threads;
+    return std::max(1, std::min(default_threads(plan.cores, plan.ranks_on_node), static_cast<int>(mask.size())));
+  };
+  plan.threads = threads_of(masks[mine]);
+
+  int on_node = 0;
+  for (const auto& mask : masks) {
+    on_node += threads_of(mask);
+    // Ranks that can go nowhere else than into this mask.
+    int inside = 0;
+    for (const auto& other : masks) {
+      if (std::includes(mask.begin(), mask.end(), other.begin(), other.end())) inside += threads_of(other);
+    }
+    plan.oversubscribed |= inside > static_cast<int>(mask.size());
+  }
+  plan.oversubscribed |= on_node > plan.cores;
+  return plan;
+}
+
+NodePlan plan_node(Communicator& world, int threads) {
+  const auto node = world.split_node();
+  std::vector<std::vector<int>> masks;
+  for (const std::string& text : node->gather_strings(to_text(affinity_mask()))) masks.push_back(to_numbers(text));
+  // Ranks of one container see the same quota; where they differ, the largest is that of a group above.
+  double quota = std::min(cgroup_cores(), 1e6);
+  node->max({&quota, 1});
+  return plan_node(masks, static_cast<std::size_t>(node->rank()), quota, threads);
+}
+
+long long peak_resident_bytes() {
+  std::ifstream in("/proc/self/status");
+  for (std::string line; std::getline(in, line);) {
+    long long kib = 0;
+    if (line.rfind("VmHWM:", 0) == 0 && std::istringstream(line.substr(6)) >> kib) return kib * 1024;
+  }
+  return 0;
+}
+
+}  // namespace trainer::comm

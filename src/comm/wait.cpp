@@ -1,0 +1,76 @@
+// The one blocking wait of the program, and how politely it waits.
+#include <fmt/format.h>
+#include <sched.h>
+#include <time.h>
+
+#include <algorithm>
+#include <chrono>
+#include <utility>
+
+#include "trainer/comm/communicator.hpp"
+#include "trainer/core/error.hpp"
+
+namespace trainer::comm {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr double kSpinSeconds = 50e-6;
+// From when on a wait sleeps between polls. A yielding wait soon, for the sake of those who share its core; a spinning
+// one only when it is surely idle (rank 0 saves, evaluates or starts up).
+constexpr double kSleepAfterYielding = 1e-3;
+constexpr double kSleepAfterSpinning = 0.1;
+// Sleeps are this share of the time waited so far, so that they add no more than that to any wait.
+constexpr double kSleepShare = 1.0 / 16;
+constexpr double kShortestSleep = 20e-6;
+constexpr double kLongestSleep = 1e-3;
+
+WaitPolicy& policy() {
+  static WaitPolicy the_policy;
+  return the_policy;
+}
+
+double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
+
+void give_core_away(double waited, bool yielding) {
+  if (waited < (yielding ? kSleepAfterYielding : kSleepAfterSpinning)) {
+    sched_yield();
+    return;
+  }
+  const double pause = std::clamp(waited * kSleepShare, kShortestSleep, kLongestSleep);
+  const timespec length{0, static_cast<long>(pause * 1e9)};
+  nanosleep(&length, nullptr);
+}
+
+[[noreturn]] void throw_hang(const WaitTag& tag, double waited) {
+  std::string what = tag.what;
+  if (tag.detail >= 0) what += fmt::format(" {}", tag.detail);
+  if (tag.peer >= 0) what += fmt::format(" (with rank {})", tag.peer);
+  throw Error(ExitCode::Hang,
+              fmt::format("waited {:.1f} seconds for {} and gave up: the ranks wait for each other, or one of them has "
+                          "died or is much slower than the limit for waits allows.",
+                          waited, what));
+}
+
+}  // namespace
+
+void set_wait_policy(WaitPolicy new_policy) { policy() = std::move(new_policy); }
+
+const WaitPolicy& wait_policy() { return policy(); }
+
+double wait_until(const std::function<bool()>& done, const WaitTag& tag) {
+  if (done()) return 0;
+  const Clock::time_point begin = Clock::now();
+  const WaitPolicy& how = policy();
+  while (true) {
+    if (done()) return seconds_since(begin);
+    const double waited = seconds_since(begin);
+    if (how.hang_seconds > 0 && waited > how.hang_seconds) throw_hang(tag, waited);
+    if (!how.yield && waited < kSpinSeconds) continue;
+    if (how.progress) how.progress();
+    give_core_away(waited, how.yield);
+  }
+}
+
+}  // namespace trainer::comm

@@ -1,0 +1,151 @@
+// Cores, quotas and plans of a node.
+#include "trainer/comm/topology.hpp"
+
+#include <doctest/doctest.h>
+#include <sched.h>
+#include <stdlib.h>
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <numeric>
+#include <string>
+#include <vector>
+
+using namespace trainer::comm;
+
+namespace {
+
+namespace fs = std::filesystem;
+
+// A folder that plays /sys/fs/cgroup, and a file that plays /proc/self/cgroup.
+class FakeCgroups {
+ public:
+  explicit FakeCgroups(const std::string& self) {
+    std::string name = (fs::temp_directory_path() / "cgroups-XXXXXX").string();
+    REQUIRE(mkdtemp(name.data()) != nullptr);
+    root_ = name;
+    write("self", self);
+  }
+  ~FakeCgroups() { fs::remove_all(root_); }
+  FakeCgroups(const FakeCgroups&) = delete;
+  FakeCgroups& operator=(const FakeCgroups&) = delete;
+
+  void write(const std::string& path, const std::string& text) {
+    fs::create_directories((root_ / path).parent_path());
+    std::ofstream(root_ / path) << text;
+  }
+  double cores() const { return cgroup_cores((root_ / "self").string(), (root_ / "fs").string()); }
+
+ private:
+  fs::path root_;
+};
+
+std::vector<int> range(int begin, int end) {
+  std::vector<int> mask(static_cast<std::size_t>(end - begin));
+  std::iota(mask.begin(), mask.end(), begin);
+  return mask;
+}
+
+}  // namespace
+
+TEST_CASE("the smallest quota on the way up counts (v2)") {
+  FakeCgroups cgroups("0::/a/b\n");
+  CHECK(std::isinf(cgroups.cores()));
+  cgroups.write("fs/a/b/cpu.max", "max 100000\n");
+  CHECK(std::isinf(cgroups.cores()));
+  cgroups.write("fs/a/cpu.max", "350000 100000\n");
+  CHECK(cgroups.cores() == 3.5);
+  cgroups.write("fs/a/b/cpu.max", "400000 100000\n");
+  CHECK(cgroups.cores() == 3.5);
+  cgroups.write("fs/a/b/cpu.max", "50000 100000\n");
+  CHECK(cgroups.cores() == 0.5);
+}
+
+TEST_CASE("a container sees its own group at the root (v2)") {
+  FakeCgroups cgroups("0::/\n");
+  cgroups.write("fs/cpu.max", "200000 100000\n");
+  CHECK(cgroups.cores() == 2);
+}
+
+TEST_CASE("quotas of v1, with a path that the container does not show") {
+  FakeCgroups cgroups("5:memory:/x\n4:cpu,cpuacct:/docker/abc\n0::/\n");
+  cgroups.write("fs/cpu,cpuacct/cpu.cfs_quota_us", "-1\n");
+  cgroups.write("fs/cpu,cpuacct/cpu.cfs_period_us", "100000\n");
+  CHECK(std::isinf(cgroups.cores()));
+  cgroups.write("fs/cpu,cpuacct/cpu.cfs_quota_us", "600000\n");
+  CHECK(cgroups.cores() == 6);
+  cgroups.write("fs/cpu,cpuacct/docker/abc/cpu.cfs_quota_us", "150000\n");
+  cgroups.write("fs/cpu,cpuacct/docker/abc/cpu.cfs_period_us", "50000\n");
+  CHECK(cgroups.cores() == 3);
+}
+
+TEST_CASE("usable cores follow the affinity mask") {
+  const std::vector<int> before = affinity_mask();
+  REQUIRE(!before.empty());
+  CHECK(usable_cores() >= 1);
+  CHECK(usable_cores() <= static_cast<int>(before.size()));
+  cpu_set_t whole;
+  REQUIRE(sched_getaffinity(0, sizeof(whole), &whole) == 0);
+  cpu_set_t one;
+  CPU_ZERO(&one);
+  CPU_SET(static_cast<std::size_t>(before.back()), &one);
+  REQUIRE(sched_setaffinity(0, sizeof(one), &one) == 0);
+  CHECK(affinity_mask() == std::vector<int>{before.back()});
+  CHECK(usable_cores() == 1);
+  sched_setaffinity(0, sizeof(whole), &whole);
+}
+
+TEST_CASE("threads share the cores") {
+  CHECK(default_threads(8, 2) == 4);
+  CHECK(default_threads(2, 8) == 1);
+  CHECK(default_threads(7, 2) == 3);
+}
+
+TEST_CASE("the plan of a node, for ranks that are free, bound, and badly bound") {
+  const std::vector<std::vector<int>> free_ranks(2, range(0, 8));
+  NodePlan plan = plan_node(free_ranks, 0, INFINITY, 0);
+  CHECK(plan.ranks_on_node == 2);
+  CHECK(plan.cores == 8);
+  CHECK(plan.threads == 4);
+  CHECK(!plan.oversubscribed);
+  CHECK(plan_node(free_ranks, 0, 4.9, 0).threads == 2);
+  CHECK(plan_node(free_ranks, 0, INFINITY, 5).threads == 5);
+  CHECK(plan_node(free_ranks, 0, INFINITY, 5).oversubscribed);
+  CHECK(!plan_node(free_ranks, 0, INFINITY, 4).oversubscribed);
+
+  const std::vector<std::vector<int>> many(8, range(0, 2));
+  CHECK(plan_node(many, 3, INFINITY, 0).threads == 1);
+  CHECK(plan_node(many, 3, INFINITY, 0).oversubscribed);
+
+  // Bound to four cores each: the mask of one rank is not the node.
+  const std::vector<std::vector<int>> bound{range(0, 4), range(4, 8)};
+  plan = plan_node(bound, 1, INFINITY, 0);
+  CHECK(plan.cores == 8);
+  CHECK(plan.threads == 4);
+  CHECK(!plan.oversubscribed);
+
+  // Two ranks on one core, a third with three: each gets what it can use, and the first two must yield.
+  const std::vector<std::vector<int>> uneven{{0}, {0}, range(1, 4)};
+  CHECK(plan_node(uneven, 0, INFINITY, 0).threads == 1);
+  CHECK(plan_node(uneven, 2, INFINITY, 0).oversubscribed);
+}
+
+TEST_CASE("the plan over a communicator") {
+  run_in_process(4, [](Communicator& c) {
+    const NodePlan plan = plan_node(c);
+    CHECK(plan.ranks_on_node == 4);
+    CHECK(plan.cores == usable_cores());
+    CHECK(plan.threads == default_threads(plan.cores, 4));
+    CHECK(plan.oversubscribed == (plan.cores < 4));
+  });
+}
+
+TEST_CASE("peak memory is that of this process") {
+  const long long before = peak_resident_bytes();
+  CHECK(before > 1 << 20);
+  const std::size_t more = static_cast<std::size_t>(before) + (std::size_t{64} << 20);
+  const std::vector<char> memory(more, 1);
+  CHECK(peak_resident_bytes() >= static_cast<long long>(more));
+  CHECK(memory.back() == 1);
+}

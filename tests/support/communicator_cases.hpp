@@ -1,0 +1,243 @@
+// What every communicator must do, whatever carries the messages. Run on all ranks.
+#pragma once
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "trainer/comm/communicator.hpp"
+#include "trainer/core/random.hpp"
+
+namespace trainer::test {
+
+/// Rank `rank`'s addend: numbers of mixed sign and size, whose float sums depend on the order.
+inline std::vector<float> addend(int rank, std::int64_t count) {
+  const RandomStream stream(static_cast<std::uint64_t>(rank) + 1, "addend");
+  std::vector<float> values(static_cast<std::size_t>(count));
+  std::uint64_t word = 0;
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    if (i % 2 == 0) word = stream.bits(i / 2);
+    const auto half = static_cast<std::uint32_t>(i % 2 == 0 ? word : word >> 32);
+    const int exponent = static_cast<int>(half & 15) - 8;
+    values[i] = std::ldexp(static_cast<float>(static_cast<std::int32_t>(half)) * 0x1p-31f, exponent);
+  }
+  return values;
+}
+
+/// The definition: element by element, in ascending rank order.
+inline std::vector<float> serial_sum(int ranks, std::int64_t count) {
+  std::vector<float> total = addend(0, count);
+  for (int r = 1; r < ranks; ++r) {
+    const std::vector<float> more = addend(r, count);
+    for (std::size_t i = 0; i < total.size(); ++i) total[i] += more[i];
+  }
+  return total;
+}
+
+inline bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
+}
+
+inline void check_all_reduce(comm::Communicator& comm, std::int64_t count, int repetitions = 2) {
+  const std::vector<float> mine = addend(comm.rank(), count);
+  const std::vector<float> expected = serial_sum(comm.size(), count);
+  std::vector<float> data(mine.size());
+  const auto all_reduce = comm.make_all_reduce(data.data(), count);
+  CHECK(all_reduce->test());
+  for (int i = 0; i < repetitions; ++i) {
+    data = mine;
+    all_reduce->start();
+    comm::wait(*all_reduce, {"all-reduce", -1, count});
+    CHECK_MESSAGE(same_bits(data, expected), count, " elements on rank ", comm.rank(), " of ", comm.size());
+  }
+}
+
+inline void check_several_in_flight(comm::Communicator& comm) {
+  const std::vector<std::int64_t> counts{3, 70000, 1024, 1025, 600001, 17};
+  std::vector<std::vector<float>> data;
+  std::vector<std::unique_ptr<comm::AllReduce>> all_reduces;
+  for (const std::int64_t count : counts) {
+    data.push_back(addend(comm.rank(), count));
+    all_reduces.push_back(comm.make_all_reduce(data.back().data(), count));
+  }
+  // Started in the order made by even ranks, in the opposite order by odd ones.
+  for (std::size_t i = 0; i < counts.size(); ++i) {
+    all_reduces[comm.rank() % 2 == 0 ? i : counts.size() - 1 - i]->start();
+  }
+  const auto all = [&] {
+    bool complete = true;
+    for (auto& a : all_reduces) complete &= a->test();
+    return complete;
+  };
+  comm::wait_until(std::ref(all), {"several all-reduces"});
+  for (std::size_t i = 0; i < counts.size(); ++i) CHECK(same_bits(data[i], serial_sum(comm.size(), counts[i])));
+}
+
+/// All ranks send to all others on several tags; receives are awaited in another order than messages are sent.
+inline void check_tags_out_of_order(comm::Communicator& comm) {
+  constexpr int kTags = 5;
+  constexpr std::size_t kLength = 100;
+  const int ranks = comm.size();
+  const int me = comm.rank();
+  const auto value = [](int from, int to, int tag, int round) { return ((round * 100 + from) * 100 + to) * 100 + tag; };
+  std::vector<std::vector<int>> sent;
+  std::vector<std::vector<int>> received;
+  std::vector<std::unique_ptr<comm::Transfer>> sends;
+  std::vector<std::unique_ptr<comm::Transfer>> receives;
+  for (int peer = 0; peer < ranks; ++peer) {
+    for (int t = 0; peer != me && t < kTags; ++t) {
+      const int tag = t == kTags - 1 ? comm.max_tag() - 1 : t * 7;
+      sent.emplace_back(kLength);
+      received.emplace_back(kLength);
+      sends.push_back(comm.make_send(sent.back().data(), kLength * sizeof(int), peer, tag));
+      receives.push_back(comm.make_receive(received.back().data(), kLength * sizeof(int), peer, tag));
+    }
+  }
+  for (int round = 0; round < 3; ++round) {
+    std::size_t i = 0;
+    for (int peer = 0; peer < ranks; ++peer) {
+      for (int t = 0; peer != me && t < kTags; ++t) sent[i++].assign(kLength, value(me, peer, t, round));
+    }
+    for (std::size_t k = sends.size(); k-- > 0;) sends[k]->start();
+    for (auto& r : received) std::fill(r.begin(), r.end(), -1);
+    for (auto& r : receives) r->start();
+    for (auto& r : receives) comm::wait(*r, {"message"});
+    for (auto& s : sends) comm::wait(*s, {"message"});
+    i = 0;
+    for (int peer = 0; peer < ranks; ++peer) {
+      for (int t = 0; peer != me && t < kTags; ++t) {
+        CHECK(received[i++] == std::vector<int>(kLength, value(peer, me, t, round)));
+      }
+    }
+  }
+}
+
+/// Messages of one (peer, tag) overtake neither each other nor their receives, of any size, zero included.
+inline void check_order_in_one_lane(comm::Communicator& comm) {
+  const std::vector<std::size_t> sizes{1, 300000, 0, 7, 100000, 2};
+  const int next = (comm.rank() + 1) % comm.size();
+  const int previous = (comm.rank() + comm.size() - 1) % comm.size();
+  if (comm.size() == 1) return;
+  std::vector<std::vector<char>> out;
+  std::vector<std::vector<char>> in;
+  std::vector<std::unique_ptr<comm::Transfer>> transfers;
+  for (std::size_t i = 0; i < sizes.size(); ++i) {
+    out.emplace_back(sizes[i], static_cast<char>('a' + i));
+    in.emplace_back(sizes[i], '?');
+    transfers.push_back(comm.make_send(out[i].data(), sizes[i], next, 1));
+    transfers.push_back(comm.make_receive(in[i].data(), sizes[i], previous, 1));
+  }
+  for (auto& t : transfers) t->start();
+  for (auto& t : transfers) comm::wait(*t, {"message"});
+  for (std::size_t i = 0; i < sizes.size(); ++i) CHECK(in[i] == out[i]);
+}
+
+/// A ring of messages goes round while an all-reduce is in flight.
+inline void check_interleaved(comm::Communicator& comm) {
+  constexpr std::int64_t kCount = 900000;
+  std::vector<float> data = addend(comm.rank(), kCount);
+  const auto all_reduce = comm.make_all_reduce(data.data(), kCount);
+  const int next = (comm.rank() + 1) % comm.size();
+  const int previous = (comm.rank() + comm.size() - 1) % comm.size();
+  std::vector<double> out(5000);
+  std::vector<double> in(5000);
+  const std::size_t bytes = out.size() * sizeof(double);
+  const auto send = comm.size() > 1 ? comm.make_send(out.data(), bytes, next, 0) : nullptr;
+  const auto receive = comm.size() > 1 ? comm.make_receive(in.data(), bytes, previous, 0) : nullptr;
+  all_reduce->start();
+  for (int round = 0; send && round < 20; ++round) {
+    out.assign(out.size(), comm.rank() * 1000 + round);
+    receive->start();
+    send->start();
+    comm::wait(*receive, {"message"});
+    all_reduce->test();
+    comm::wait(*send, {"message"});
+    CHECK(in == std::vector<double>(in.size(), previous * 1000 + round));
+  }
+  comm::wait(*all_reduce, {"all-reduce"});
+  CHECK(same_bits(data, serial_sum(comm.size(), kCount)));
+}
+
+inline void check_small_collectives(comm::Communicator& comm) {
+  const int ranks = comm.size();
+  const int me = comm.rank();
+  // In rank order: 2^53 + 1 + 1 ... loses every 1, another order would not.
+  std::vector<double> values{me == 0 ? 0x1p53 : 1.0, me * 1.0};
+  comm.sum(values);
+  CHECK(values[0] == 0x1p53);
+  CHECK(values[1] == ranks * (ranks - 1) / 2);
+  values = {-1.0 * me, me * 2.0, me == ranks - 1 ? NAN : 0.0};
+  comm.max(values);
+  CHECK(values[0] == 0.0);
+  CHECK(values[1] == 2.0 * (ranks - 1));
+  CHECK(std::isnan(values[2]));
+  comm.sum({});
+
+  for (int root = 0; root < ranks; ++root) {
+    std::vector<std::byte> bytes(1000, static_cast<std::byte>(me == root ? 100 + root : 0));
+    comm.broadcast(bytes, root);
+    CHECK(bytes == std::vector<std::byte>(1000, static_cast<std::byte>(100 + root)));
+  }
+
+  const auto name = [](int rank) {
+    return std::string(static_cast<std::size_t>(rank * 37 % 5), static_cast<char>('a' + rank));
+  };
+  const std::vector<std::string> names = comm.gather_strings(name(me));
+  REQUIRE(names.size() == static_cast<std::size_t>(ranks));
+  for (int r = 0; r < ranks; ++r) CHECK(names[static_cast<std::size_t>(r)] == name(r));
+  comm.barrier();
+}
+
+inline void check_split(comm::Communicator& comm) {
+  // Odd and even ranks apart, each in descending order.
+  const auto part = comm.split(comm.rank() % 2, -comm.rank());
+  const int members = (comm.size() + 1 - comm.rank() % 2) / 2;
+  CHECK(part->size() == members);
+  CHECK(part->rank() == members - 1 - comm.rank() / 2);
+  double sum = comm.rank();
+  part->sum({&sum, 1});
+  double expected = 0;
+  for (int r = comm.rank() % 2; r < comm.size(); r += 2) expected += r;
+  CHECK(sum == expected);
+  check_all_reduce(*part, 5000);
+  check_order_in_one_lane(*part);
+
+  // Messages of a part and of the whole do not meet, though tags and peers are the same.
+  const auto twin = comm.split(0, comm.rank());
+  CHECK(twin->rank() == comm.rank());
+  if (comm.size() > 1) {
+    const int next = (comm.rank() + 1) % comm.size();
+    const int previous = (comm.rank() + comm.size() - 1) % comm.size();
+    const std::vector<int> out{1, 2};
+    std::vector<int> in(2);
+    const auto receive_twin = twin->make_receive(&in[1], sizeof(int), previous, 0);
+    const auto receive = comm.make_receive(&in[0], sizeof(int), previous, 0);
+    const auto send = comm.make_send(&out[0], sizeof(int), next, 0);
+    const auto send_twin = twin->make_send(&out[1], sizeof(int), next, 0);
+    for (auto* t : {receive_twin.get(), receive.get(), send.get(), send_twin.get()}) t->start();
+    for (auto* t : {receive_twin.get(), receive.get(), send.get(), send_twin.get()}) comm::wait(*t, {"message"});
+    CHECK(in == out);
+  }
+  const auto node = comm.split_node();
+  CHECK(node->size() >= 1);
+  CHECK(node->size() <= comm.size());
+  check_small_collectives(*node);
+}
+
+inline void check_communicator(comm::Communicator& comm, bool long_sizes) {
+  for (const std::int64_t count : {0, 1, 2, 5, 1000, 1025, 100003}) check_all_reduce(comm, count);
+  if (long_sizes) check_all_reduce(comm, 2500000, 1);
+  check_several_in_flight(comm);
+  check_tags_out_of_order(comm);
+  check_order_in_one_lane(comm);
+  check_interleaved(comm);
+  check_small_collectives(comm);
+  check_split(comm);
+}
+
+}  // namespace trainer::test
