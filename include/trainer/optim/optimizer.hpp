@@ -37,8 +37,10 @@ class Optimizer {
 /// As PyTorch's SGD (momentum, Nesterov, decay added to the gradient) and AdamW (decoupled decay, bias correction).
 std::unique_ptr<Optimizer> make_optimizer(const config::Optimizer& config);
 
-/// The rate of step (from 1) of total: linear warm-up to learning_rate at warmup_steps, then constant, or linear or cosine
-/// to final_ratio · learning_rate at the last step.
+/// The rate of step (from 1) of total_steps, in units of config.learning_rate, with w = warmup_steps, r = final_ratio:
+///   step ≤ w: step / w                    (the first step is not 0, step w has the whole rate)
+///   step > w, with t = (step − w) / (total_steps − w): constant 1; linear 1 − t + r·t; cosine r + (1 − r)(1 + cos πt) / 2
+/// so the last step has r exactly. total_steps ≤ w is a run that ends in warm-up; a step past the last has the last one's rate.
 double learning_rate(const config::Optimizer& config, std::int64_t step, std::int64_t total_steps);
 
 /// Σ x² in double over fixed blocks of 4096 elements, block sums added in ascending order; any number of threads gives
