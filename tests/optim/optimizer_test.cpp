@@ -155,7 +155,9 @@ TEST_CASE("ten steps agree with PyTorch") {
   const nlohmann::json oracle = nlohmann::json::parse(std::ifstream(TRAINER_ORACLE_DIRECTORY "/optim.json"));
   const auto initial = oracle.at("initial").get<Values>();
   ThreadPool pool(1);
-  for (const auto& [name, the_case] : oracle.at("cases").items()) {
+  for (const auto& item : oracle.at("cases").items()) {
+    const std::string& name = item.key();
+    const nlohmann::json& the_case = item.value();
     CAPTURE(name);
     const config::Optimizer c = config_of(the_case);
     const auto optimizer = make_optimizer(c);
