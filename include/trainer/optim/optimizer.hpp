@@ -37,16 +37,19 @@ class Optimizer {
 /// As PyTorch's SGD (momentum, Nesterov, decay added to the gradient) and AdamW (decoupled decay, bias correction).
 std::unique_ptr<Optimizer> make_optimizer(const config::Optimizer& config);
 
-/// The rate of step (from 1) of total: linear warm-up to learning_rate at warmup_steps, then constant, or linear or cosine
-/// to final_ratio · learning_rate at the last step.
+/// The rate of step (from 1) of total_steps, over config.learning_rate, with w = warmup_steps and r = final_ratio:
+///   step ≤ w   step / w: the first step is not 0, step w has the whole rate
+///   step > w   with t = (step − w) / (total_steps − w), so that the last step has t = 1 and exactly r:
+///              constant 1; linear 1 − t + r·t; cosine r + (1 − r)·(1 + cos πt) / 2
+/// A run of total_steps ≤ w ends in warm-up. A step past both w and total_steps stays at t = 1.
 double learning_rate(const config::Optimizer& config, std::int64_t step, std::int64_t total_steps);
 
 /// Σ x² in double over fixed blocks of 4096 elements, block sums added in ascending order; any number of threads gives
-/// the same bits. `block_sums` is scratch of norm_scratch(count) doubles.
+/// the same bits on every machine. A value that is not finite makes the sum so. `block_sums` is scratch of norm_scratch(count) doubles.
 double sum_of_squares(ThreadPool& pool, std::span<const float> values, double* block_sums);
 std::int64_t norm_scratch(std::int64_t count);
 
-/// min(1, limit / norm) as PyTorch's clip_grad_norm_ has it (limit / (norm + 1e-6)); 1 when limit is 0.
+/// min(1, limit / norm) as PyTorch's clip_grad_norm_ has it (limit / (norm + 1e-6)); 1 when limit is 0. NaN for a NaN norm.
 float clip_scale(double norm, double limit);
 
 }  // namespace trainer::optim
