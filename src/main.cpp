@@ -1,1 +1,3 @@
-int main() { return 0; }
+#include "trainer/app/app.hpp"
+
+int main(int argc, char** argv) { return trainer::app::run(argc, argv); }

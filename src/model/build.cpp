@@ -1,4 +1,5 @@
-// From the configuration to the graph: one builder that walks written layers, and the two named architectures on top of it.
+// From the configuration to the graph: one builder that walks written layers, and the two named architectures on top of
+// it.
 #include <fmt/format.h>
 
 #include <cmath>
@@ -81,7 +82,8 @@ class Builder {
                     Init projection, Init bias_init) {
     const std::int64_t hidden = value(x).features;
     const ValueId qkv = linear(name + ".c_attn", x, 3 * hidden, bias, weight, bias_init);
-    const ValueId mixed = node(name, Attention{heads, 0, heads, hidden / heads, drop}, {qkv}, value(x).positions, hidden);
+    const ValueId mixed =
+        node(name, Attention{heads, 0, heads, hidden / heads, drop}, {qkv}, value(x).positions, hidden);
     return linear(name + ".c_proj", mixed, hidden, bias, projection, bias_init);
   }
 
@@ -172,7 +174,8 @@ class Sequential {
     using Type = LayerConfig::Type;
     if (layer.type == Type::Embedding) return embedding(layer, name, x);
     if (b_.value(x).kind == ValueKind::Tokens) {
-      usage(fmt::format("{}: reads tokens, which only an \"embedding\" layer can; make it the first layer", layer.path));
+      usage(
+          fmt::format("{}: reads tokens, which only an \"embedding\" layer can; make it the first layer", layer.path));
     }
     switch (layer.type) {
       case Type::Linear:
@@ -258,9 +261,10 @@ class Sequential {
     const Value& in = b_.value(x);
     const Value& out = b_.value(y);
     if (in.features != out.features || in.positions != out.positions) {
-      usage(fmt::format("{}: a residual block adds its input ({} × {}) to what its layers give ({} × {}); make its last "
-                        "layer give {} features",
-                        layer.path, in.positions, in.features, out.positions, out.features, in.features));
+      usage(
+          fmt::format("{}: a residual block adds its input ({} × {}) to what its layers give ({} × {}); make its last "
+                      "layer give {} features",
+                      layer.path, in.positions, in.features, out.positions, out.features, in.features));
     }
     if (y == x) usage(fmt::format("{}.layers: a residual block needs at least one layer that computes", layer.path));
     return b_.add(name, x, y);
@@ -314,7 +318,8 @@ std::int64_t positions_of(const config::Config& config) {
   for (const LayerConfig& layer : layers) {
     if (layer.type == LayerConfig::Type::PositionEmbedding) return layer.context_length;
   }
-  usage("training.sequence_length: is left out, and the model has no \"position_embedding\" to tell it; for example 128");
+  usage(
+      "training.sequence_length: is left out, and the model has no \"position_embedding\" to tell it; for example 128");
 }
 
 }  // namespace
@@ -342,7 +347,8 @@ Graph build(const config::Config& config) {
   } else {
     const auto* mlp = std::get_if<config::MlpModel>(&config.model);
     const std::int64_t features = mlp != nullptr ? mlp->input_size : sequential->input_size;
-    if (features <= 0) usage("model.input_size: is missing; how many features has an input row? (an \"embedding\" first reads tokens)");
+    if (features <= 0)
+      usage("model.input_size: is missing; how many features has an input row? (an \"embedding\" first reads tokens)");
     graph.input = b.add_value("input", ValueKind::Real, 1, features);
   }
   if (const auto* gpt = std::get_if<config::GptModel>(&config.model)) {

@@ -16,8 +16,8 @@ constexpr double kNever = std::numeric_limits<double>::infinity();
 
 double combine(double a, double b, bool largest) { return largest ? std::max(a, b) : a + b; }
 
-// best[k][i]: the optimum of the first i costs in k parts. With `largest` the objective is the largest part; otherwise the sum
-// of squares under `bound` on every part.
+// best[k][i]: the optimum of the first i costs in k parts. With `largest` the objective is the largest part; otherwise
+// the sum of squares under `bound` on every part.
 std::vector<Range> solve(const std::vector<double>& prefix, std::int64_t parts, bool largest, double bound,
                          double& optimum) {
   const auto n = static_cast<std::int64_t>(prefix.size()) - 1;
@@ -55,8 +55,8 @@ std::vector<Range> written_cut(const model::Graph& graph, const std::vector<std:
   const auto units = static_cast<std::int64_t>(graph.units.size());
   const std::int64_t sum = std::accumulate(sizes.begin(), sizes.end(), std::int64_t{0});
   if (static_cast<std::int64_t>(sizes.size()) != stages) {
-    throw Error(ExitCode::Usage, fmt::format("parallel.partition: lists {} stages, but parallel.pipeline is {}",
-                                             sizes.size(), stages));
+    throw Error(ExitCode::Usage,
+                fmt::format("parallel.partition: lists {} stages, but parallel.pipeline is {}", sizes.size(), stages));
   }
   if (sum != units) {
     throw Error(ExitCode::Usage,
@@ -103,10 +103,11 @@ std::vector<Range> balanced_cut(const std::vector<double>& costs, std::int64_t p
 std::vector<Range> cut_stages(const model::Graph& graph, const config::Parallel& parallel, std::int64_t stages) {
   const auto units = static_cast<std::int64_t>(graph.units.size());
   if (stages > units) {
-    throw Error(ExitCode::Usage,
-                fmt::format("parallel.pipeline: {} stages, but the model has only {} units to cut between ({} … {}); use "
-                            "at most {}",
-                            stages, units, graph.units.front().name, graph.units.back().name, units));
+    throw Error(
+        ExitCode::Usage,
+        fmt::format("parallel.pipeline: {} stages, but the model has only {} units to cut between ({} … {}); use "
+                    "at most {}",
+                    stages, units, graph.units.front().name, graph.units.back().name, units));
   }
   std::vector<Range> cut;
   switch (parallel.partition) {

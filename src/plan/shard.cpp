@@ -23,7 +23,8 @@ class Sharder {
   Sharder(const Graph& graph, std::int64_t ranks, std::int64_t rank) : graph_(graph), ranks_(ranks), rank_(rank) {
     for (const Node& node : graph.nodes) local_.nodes.push_back({node.op, false, false});
     for (const model::Value& value : graph.values) local_.values.push_back({Placement::Replicate, value.features});
-    for (const model::Parameter& parameter : graph.parameters) local_.parameters.push_back({{whole(parameter.shape)}, false});
+    for (const model::Parameter& parameter : graph.parameters)
+      local_.parameters.push_back({{whole(parameter.shape)}, false});
     uses_.resize(graph.values.size());
     for (std::size_t i = 0; i < graph.nodes.size(); ++i) {
       for (const ValueId v : graph.nodes[i].inputs) uses_[v.index()].push_back(static_cast<std::int64_t>(i));
@@ -57,8 +58,8 @@ class Sharder {
     return uses.size() == 1 && std::holds_alternative<model::CrossEntropy>(node(uses.front()).op);
   }
 
-  // The chain behind linear `i`: values used once, element-wise nodes or attention, then a linear. A head with more classes than
-  // inputs is better divided by classes, so that no rank ever holds all logits.
+  // The chain behind linear `i`: values used once, element-wise nodes or attention, then a linear. A head with more
+  // classes than inputs is better divided by classes, so that no rank ever holds all logits.
   Pair find_pair(std::int64_t i) const {
     Pair pair{i, {}, -1};
     std::int64_t at = i;
@@ -70,8 +71,8 @@ class Sharder {
       if (const auto* attention = std::get_if<model::Attention>(&op)) {
         if (attention->total_heads < ranks_) {
           throw Error(ExitCode::Usage,
-                      fmt::format("parallel.tensor: {} ranks, but {} has only {} heads to divide; use at most {}", ranks_,
-                                  node(next).name, attention->total_heads, attention->total_heads));
+                      fmt::format("parallel.tensor: {} ranks, but {} has only {} heads to divide; use at most {}",
+                                  ranks_, node(next).name, attention->total_heads, attention->total_heads));
         }
         pair.between.push_back(next);
       } else if (std::holds_alternative<model::Unary>(op) || std::holds_alternative<model::Dropout>(op)) {

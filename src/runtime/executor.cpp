@@ -173,9 +173,9 @@ void Executor::forward(const BatchSource& batches, const PassRequest& request, s
   batches.load_targets(micro_batch, classes ? reinterpret_cast<std::int32_t*>(target) : nullptr,
                        classes ? nullptr : reinterpret_cast<float*>(target));
   batches.load_valid(micro_batch, valid_.data());
-  losses_[m] = runner_.loss(frame, {.scale = static_cast<float>(request.loss_scale),
-                                    .count_hits = request.count_hits,
-                                    .valid = valid_.data()});
+  losses_[m] = runner_.loss(
+      frame,
+      {.scale = static_cast<float>(request.loss_scale), .count_hits = request.count_hits, .valid = valid_.data()});
 }
 
 PassResult Executor::run(const BatchSource& batches, const PassRequest& request, GradientSync* sync) {

@@ -30,6 +30,16 @@ std::vector<BucketRange> bucket_ranges(const ParameterLayout& parameters, std::i
   return buckets;
 }
 
+// Numbers the uses of tied parameters over the whole model, alike on every stage.
+int tied_uses_before(const RunPlan& plan, ParameterId parameter) {
+  int count = 0;
+  for (ParameterId p(0); p < parameter; ++p.value) {
+    const std::size_t uses = uses_of(plan, p).size();
+    if (uses > 1) count += static_cast<int>(uses);
+  }
+  return count;
+}
+
 }  // namespace
 
 GradientSync::GradientSync(const RunPlan& plan, const plan::Coordinates& at, Parameters& parameters,
@@ -43,8 +53,8 @@ void GradientSync::make_buckets(const RunPlan&, Parameters& parameters, comm::Co
   for (const BucketRange& range : bucket_ranges(parameters.layout(), nodes.begin)) {
     Bucket bucket;
     bucket.first_node = range.first_node;
-    bucket.reduce = data.make_all_reduce(parameters.gradients() + range.begin,
-                                         static_cast<std::int64_t>(range.end - range.begin));
+    bucket.reduce =
+        data.make_all_reduce(parameters.gradients() + range.begin, static_cast<std::int64_t>(range.end - range.begin));
     buckets_.push_back(std::move(bucket));
   }
 }
@@ -53,6 +63,7 @@ void GradientSync::make_tied(const RunPlan& plan, StageId stage, Parameters& par
   for (const HeldParameter& held : parameters.layout().held) {
     const auto uses = uses_of(plan, held.id);
     if (uses.size() < 2) continue;
+    const int first_tag = kTiedTagBase + tied_uses_before(plan, held.id);
     std::set<StageId> holders;
     for (const ParameterUse& use : uses) holders.insert(use.stage);
     Tied tied;
@@ -61,7 +72,7 @@ void GradientSync::make_tied(const RunPlan& plan, StageId stage, Parameters& par
     const std::size_t bytes = static_cast<std::size_t>(held.elements) * sizeof(float);
     std::size_t local_use = 0;
     for (std::size_t u = 0; u < uses.size(); ++u) {
-      const int tag = kTiedTagBase + static_cast<int>(held.id.index() * uses.size() + u);
+      const int tag = first_tag + static_cast<int>(u);
       TiedUse use;
       use.peer = uses[u].stage.value;
       if (uses[u].stage == stage) {
@@ -104,7 +115,8 @@ void GradientSync::finish_replicas() {
         progress();
         return buckets_[b].done;
       };
-      waited_ += comm::wait_until(std::ref(poll), {"the sum of a gradient bucket over replicas", -1, static_cast<std::int64_t>(b)});
+      waited_ += comm::wait_until(std::ref(poll),
+                                  {"the sum of a gradient bucket over replicas", -1, static_cast<std::int64_t>(b)});
     }
   }
   for (Bucket& bucket : buckets_) bucket.started = bucket.done = false;
@@ -121,7 +133,8 @@ void GradientSync::finish_tied() {
   for (Tied& tied : tied_) {
     for (TiedUse& use : tied.uses) {
       if (use.receive) waited_ += comm::wait(*use.receive, {"a tied parameter's gradient", use.peer, tied.elements});
-      for (auto& send : use.sends) waited_ += comm::wait(*send, {"sending a tied parameter's gradient", -1, tied.elements});
+      for (auto& send : use.sends)
+        waited_ += comm::wait(*send, {"sending a tied parameter's gradient", -1, tied.elements});
     }
     // sum = ((use 0 + use 1) + use 2) …: `sum` is one of the uses' own buffers, read before it is written.
     for (std::int64_t i = 0; i < tied.elements; ++i) {
@@ -145,7 +158,8 @@ std::size_t GradientSync::extra_bytes(const RunPlan& plan, const ParameterLayout
   for (const HeldParameter& held : parameters.held) {
     const auto uses = uses_of(plan, held.id);
     if (uses.size() < 2) continue;
-    const auto remote = std::count_if(uses.begin(), uses.end(), [stage](const ParameterUse& use) { return use.stage != stage; });
+    const auto remote =
+        std::count_if(uses.begin(), uses.end(), [stage](const ParameterUse& use) { return use.stage != stage; });
     bytes += static_cast<std::size_t>(remote) * static_cast<std::size_t>(held.elements) * sizeof(float);
   }
   return bytes;

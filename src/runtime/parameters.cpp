@@ -50,7 +50,8 @@ ParameterLayout lay_out_parameters(const RunPlan& plan, const plan::LocalGraph& 
   for (std::size_t p = 0; p < plan.graph.parameters.size(); ++p) {
     const ParameterId id(static_cast<std::int64_t>(p));
     const auto uses = uses_of(plan, id);
-    if (std::none_of(uses.begin(), uses.end(), [stage](const ParameterUse& use) { return use.stage == stage; })) continue;
+    if (std::none_of(uses.begin(), uses.end(), [stage](const ParameterUse& use) { return use.stage == stage; }))
+      continue;
     HeldParameter held;
     held.id = id;
     held.boxes = local.parameters[p].boxes;

@@ -27,7 +27,8 @@ schedule::Schedule compute_schedule(const config::Parallel& parallel, const sche
 }
 
 void require_valid(const schedule::Schedule& schedule) {
-  if (const auto violation = schedule::verify(schedule)) internal_error("the schedule cannot run: " + violation->message);
+  if (const auto violation = schedule::verify(schedule))
+    internal_error("the schedule cannot run: " + violation->message);
 }
 
 bool has_split_backward(const schedule::Schedule& schedule, StageId stage) {
@@ -134,13 +135,14 @@ MemoryPrediction predict_memory(const RunPlan& plan, std::int64_t rank, int thre
   MemoryPrediction memory;
   memory.weights = parameters.weight_elements * sizeof(float);
   memory.gradients = parameters.gradient_elements * sizeof(float);
-  memory.optimizer = memory.weights * static_cast<std::size_t>(optim::make_optimizer(plan.config.optimizer)->state_count());
+  memory.optimizer =
+      memory.weights * static_cast<std::size_t>(optim::make_optimizer(plan.config.optimizer)->state_count());
   const auto training = lay_out_arena(training_layout(plan, local, stage, threads), plan.training_slots[stage.index()]);
   const auto forward =
       lay_out_arena(forward_only_layout(plan, local, stage, threads), plan.forward_only_slots[stage.index()]);
   memory.activations = std::max(training.bytes, forward.bytes);
-  memory.communication = reduction_bytes(plan, local, plan.nodes(stage)) +
-                         GradientSync::extra_bytes(plan, parameters, at);
+  memory.communication =
+      reduction_bytes(plan, local, plan.nodes(stage)) + GradientSync::extra_bytes(plan, parameters, at);
   memory.data = data_bytes;
   memory.fixed = std::size_t{6} << 20;
   return memory;

@@ -46,13 +46,17 @@ void Saver::take_directory(bool resume, bool overwrite) {
   files_.make_directories(directory);
   lock_ = files_.lock(directory);
   if (!lock_) {
-    throw Error(ExitCode::Storage, fmt::format("{}: another run is writing this directory; wait for it, or choose another "
-                                               "checkpoint.directory", directory));
+    throw Error(ExitCode::Storage,
+                fmt::format("{}: another run is writing this directory; wait for it, or choose another "
+                            "checkpoint.directory",
+                            directory));
   }
-  const bool holds_run = !storage::checkpoint_steps(files_, directory).empty() || files_.exists(directory + "/metrics.jsonl");
+  const bool holds_run =
+      !storage::checkpoint_steps(files_, directory).empty() || files_.exists(directory + "/metrics.jsonl");
   if (holds_run && !resume && !overwrite) {
     throw Error(ExitCode::Usage, fmt::format("{}: holds a run already; continue it with --resume, replace it with "
-                                             "--overwrite, or choose another checkpoint.directory", directory));
+                                             "--overwrite, or choose another checkpoint.directory",
+                                             directory));
   }
   if (overwrite && !resume) storage::clean_up(files_, directory, 0);
   if (resume) storage::clean_up(files_, directory, plan_.config.checkpoint.keep);
@@ -75,10 +79,11 @@ void Saver::require_same_model(const storage::CheckpointReader& checkpoint) cons
   const std::string theirs = config::model_json(saved);
   const std::string ours = config::model_json(plan_.config);
   if (theirs == ours) return;
-  throw Error(ExitCode::Usage,
-              fmt::format("--resume: the model of {} is not the configuration's: it has {}, the configuration {}; give the "
-                          "same \"model\", or another checkpoint.directory",
-                          checkpoint.path(), theirs, ours));
+  throw Error(
+      ExitCode::Usage,
+      fmt::format("--resume: the model of {} is not the configuration's: it has {}, the configuration {}; give the "
+                  "same \"model\", or another checkpoint.directory",
+                  checkpoint.path(), theirs, ours));
 }
 
 bool Saver::save(const Worker& worker, std::int64_t step, Observer& observer) {

@@ -15,8 +15,8 @@ using model::Graph;
 using model::Node;
 
 struct ValueUse {
-  std::int64_t producer = -1;            // node index, -1: data or target
-  std::vector<std::int64_t> users;       // node indices, ascending
+  std::int64_t producer = -1;       // node index, -1: data or target
+  std::vector<std::int64_t> users;  // node indices, ascending
 };
 
 std::vector<ValueUse> uses_of(const Graph& graph) {
@@ -229,7 +229,8 @@ class LayoutBuilder {
       gradient_written_[port.value.index()] = true;
     }
     for (Port& port : layout_.inputs) {
-      // The message is the gradient's own memory, unless the value goes on to the next stage and its gradient comes from there.
+      // The message is the gradient's own memory, unless the value goes on to the next stage and its gradient comes
+      // from there.
       port.gradient_message = take(Region::SendBackward, port.bytes);
       Place& place = gradient_[port.value.index()];
       if (place.region == Region::None) place = port.gradient_message;
@@ -334,9 +335,9 @@ class LayoutBuilder {
   const LayoutRequest& r_;
   std::vector<ValueUse> uses_;
   StageLayout layout_;
-  std::vector<Place> forward_, gradient_;         // [value]
-  std::vector<bool> gradient_written_;            // [value]
-  std::vector<ValueId> alias_of_;                 // [value] whose gradient is this value's too
+  std::vector<Place> forward_, gradient_;  // [value]
+  std::vector<bool> gradient_written_;     // [value]
+  std::vector<ValueId> alias_of_;          // [value] whose gradient is this value's too
   std::vector<Lifetime> forward_lifetimes_, backward_lifetimes_;
   std::vector<Patch> patches_;
 };

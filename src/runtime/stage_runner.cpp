@@ -165,7 +165,8 @@ void StageRunner::backward(const Frame& frame, const ops::MicroBatch& batch, boo
 
 LossResult StageRunner::loss(const Frame& frame, const LossRequest& request) {
   const model::Op& op = graph_.nodes.back().op;
-  return std::holds_alternative<model::CrossEntropy>(op) ? cross_entropy(frame, request) : squared_error(frame, request);
+  return std::holds_alternative<model::CrossEntropy>(op) ? cross_entropy(frame, request)
+                                                         : squared_error(frame, request);
 }
 
 LossResult StageRunner::cross_entropy(const Frame& frame, const LossRequest& request) {

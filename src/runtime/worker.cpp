@@ -26,7 +26,17 @@ int group_color(std::int64_t a, std::int64_t b, std::int64_t extent) { return st
 std::int64_t total_steps(const config::Training& training, std::int64_t training_samples) {
   if (training.steps > 0) return training.steps;
   const double samples = training.epochs * static_cast<double>(training_samples);
-  return std::max<std::int64_t>(1, static_cast<std::int64_t>(std::ceil(samples / static_cast<double>(training.batch_size))));
+  return std::max<std::int64_t>(
+      1, static_cast<std::int64_t>(std::ceil(samples / static_cast<double>(training.batch_size))));
+}
+
+void check_samples(const RunPlan& plan, const storage::Dataset& data) {
+  const double fraction = plan.config.data.validation_fraction;
+  const storage::Split split = storage::split(data.size(), fraction);
+  if (split.training > 0) return;
+  throw Error(ExitCode::Data, fmt::format("data: has {} samples, of which data.validation_fraction {} holds out {}; nothing is "
+                                          "left to train on: give more data or a smaller fraction",
+                                          data.size(), fraction, split.held_out));
 }
 
 storage::ModelInput model_input(const model::Graph& graph) {
@@ -65,7 +75,8 @@ Worker::Worker(comm::Communicator& world, const RunPlan& plan, const storage::Da
   tensor_ = std::make_unique<TensorGroup>(*tensor_ranks_);
 
   optimizer_ = optim::make_optimizer(config.optimizer);
-  parameters_ = std::make_unique<Parameters>(lay_out_parameters(plan, local_, at_), training, optimizer_->state_count());
+  parameters_ =
+      std::make_unique<Parameters>(lay_out_parameters(plan, local_, at_), training, optimizer_->state_count());
 
   const auto prepare = [&](StageLayout layout, const schedule::StageSlots& slots) {
     auto program = std::make_unique<Program>();
@@ -78,7 +89,8 @@ Worker::Worker(comm::Communicator& world, const RunPlan& plan, const storage::Da
   forward_only_ = prepare(forward_only_layout(plan, local_, stage_, pool.threads()), plan.forward_only_slots[s]);
   // Evaluation happens between steps: both programs lie over the same memory.
   arena_ = Buffer(std::max(training ? training_->arena.bytes : 0, forward_only_->arena.bytes));
-  const auto wire = [&](Program& program, const schedule::Schedule& schedule, const schedule::StageSlots& slots, int channel) {
+  const auto wire = [&](Program& program, const schedule::Schedule& schedule, const schedule::StageSlots& slots,
+                        int channel) {
     program.runner = std::make_unique<StageRunner>(plan.graph, local_, program.layout, *parameters_, pool, *tensor_);
     program.executor = std::make_unique<Executor>(plan.graph, schedule, slots, stage_, program.layout, arena_.data(),
                                                   *program.runner, *pipeline_ranks_, channel);
@@ -141,7 +153,8 @@ GlobalBatch Worker::training_batch(std::int64_t step) const {
   return {.first = (step - 1) * size, .size = size, .limit = sample_limit_, .held_out = false};
 }
 
-// The one place that knows what a loss is divided by: targets of the global batch that count (for real targets, their values).
+// The one place that knows what a loss is divided by: targets of the global batch that count (for real targets, their
+// values).
 double Worker::targets_of(const GlobalBatch& batch) const {
   const storage::SampleKind& kind = data_.kind();
   const std::int64_t each = kind.tokens ? kind.positions : std::max<std::int64_t>(1, kind.target_features);
@@ -154,8 +167,8 @@ void Worker::measure_norms() {
   for (const HeldParameter& held : parameters_->layout().held) {
     if (!held.counted) continue;
     const float* gradient = parameters_->gradients() + held.gradients.front();
-    agreement_[held.id.index()] = optim::sum_of_squares(
-        pool_, {gradient, static_cast<std::size_t>(held.elements)}, norm_scratch_.data());
+    agreement_[held.id.index()] =
+        optim::sum_of_squares(pool_, {gradient, static_cast<std::size_t>(held.elements)}, norm_scratch_.data());
   }
 }
 
@@ -203,7 +216,8 @@ void Worker::diverge(std::int64_t step, double loss, double grad_norm) {
   if (node < plan_.graph.nodes.size()) {
     std::int64_t stage = 0;
     while (static_cast<std::int64_t>(node) >= plan_.nodes(StageId(stage)).end) ++stage;
-    where = fmt::format("the first layer with a value that is not finite is {} (stage {})", plan_.graph.nodes[node].name, stage);
+    where = fmt::format("the first layer with a value that is not finite is {} (stage {})",
+                        plan_.graph.nodes[node].name, stage);
   } else if (!std::isfinite(loss)) {
     where = "every layer's output is finite, but the loss is not: logits too far apart";
   } else {
@@ -214,10 +228,11 @@ void Worker::diverge(std::int64_t step, double loss, double grad_norm) {
       break;
     }
   }
-  throw Error(ExitCode::Diverged,
-              fmt::format("step {}: diverged: the loss is {} and the gradient norm {}; {}. No weight was changed in this step. "
-                          "A lower optimizer.learning_rate, more warm-up or training.gradient_clip usually helps",
-                          step, loss, grad_norm, where));
+  throw Error(
+      ExitCode::Diverged,
+      fmt::format("step {}: diverged: the loss is {} and the gradient norm {}; {}. No weight was changed in this step. "
+                  "A lower optimizer.learning_rate, more warm-up or training.gradient_clip usually helps",
+                  step, loss, grad_norm, where));
 }
 
 EvaluationReport Worker::evaluate(std::int64_t step) {

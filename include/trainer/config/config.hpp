@@ -106,9 +106,9 @@ struct Data {
 // ---- training ----------------------------------------------------------------------------------------------------
 
 struct Training {
-  std::int64_t steps = 0;      // exactly one of steps and epochs is given (> 0)
-  double epochs = 0;           //
-  std::int64_t batch_size = 0; // samples of a step over all replicas
+  std::int64_t steps = 0;            // exactly one of steps and epochs is given (> 0)
+  double epochs = 0;                 //
+  std::int64_t batch_size = 0;       // samples of a step over all replicas
   std::int64_t micro_batches = 1;    // pieces of a replica's share
   std::int64_t sequence_length = 0;  // positions of a sample for text; 0: the model's context_length
   Loss loss = Loss::CrossEntropy;

@@ -12,12 +12,12 @@ namespace trainer {
 enum class ExitCode : int {
   Done = 0,
   Internal = 1,
-  Usage = 2,       // command line or configuration
-  Data = 3,        // a data set is missing, empty or malformed
-  Storage = 4,     // a checkpoint or the disk under it
-  Diverged = 5,    // a loss or gradient that is not finite
-  Hang = 6,        // a wait that lasted longer than it may
-  Interrupted = 75 // stopped on request after saving; can be resumed
+  Usage = 2,        // command line or configuration
+  Data = 3,         // a data set is missing, empty or malformed
+  Storage = 4,      // a checkpoint or the disk under it
+  Diverged = 5,     // a loss or gradient that is not finite
+  Hang = 6,         // a wait that lasted longer than it may
+  Interrupted = 75  // stopped on request after saving; can be resumed
 };
 
 /// The one exception type that crosses rooms. The message is a whole sentence for the user: where

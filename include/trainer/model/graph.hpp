@@ -16,31 +16,31 @@ namespace trainer::model {
 // What a node computes. Sizes are global in a Graph; plan makes copies with this rank's sizes, in which `*_begin`
 // says where the local part starts in the global dim. Rows of a matrix are (sample, position), sample outermost.
 
-struct Embedding {            // tokens [rows] → [rows, features]; weight [vocab, features]
-  std::int64_t vocab = 0;     // rows of the table held here
+struct Embedding {               // tokens [rows] → [rows, features]; weight [vocab, features]
+  std::int64_t vocab = 0;        // rows of the table held here
   std::int64_t vocab_begin = 0;  // tokens outside [begin, begin + vocab) give zero rows
   std::int64_t features = 0;
 };
-struct PositionEmbedding {    // x [rows, features] → x + weight[position]; weight [positions, features]
-  std::int64_t positions = 0; // rows of the table ≥ positions of a sample
+struct PositionEmbedding {     // x [rows, features] → x + weight[position]; weight [positions, features]
+  std::int64_t positions = 0;  // rows of the table ≥ positions of a sample
   std::int64_t features = 0;
 };
-struct Linear {               // y = x·Wᵀ + b; weight [out, in], bias [out]
+struct Linear {  // y = x·Wᵀ + b; weight [out, in], bias [out]
   std::int64_t in = 0;
   std::int64_t out = 0;
-  bool bias = true;           // has the parameter
-  bool add_bias = true;       // adds it (on one rank of a row-parallel group only)
+  bool bias = true;      // has the parameter
+  bool add_bias = true;  // adds it (on one rank of a row-parallel group only)
 };
-struct LayerNorm {            // weight [features], bias [features]
+struct LayerNorm {  // weight [features], bias [features]
   std::int64_t features = 0;
   double eps = 1e-5;
 };
-struct Attention {            // causal; x [rows, 3·heads·head_size] as q|k|v → [rows, heads·head_size]; no parameters
+struct Attention {  // causal; x [rows, 3·heads·head_size] as q|k|v → [rows, heads·head_size]; no parameters
   std::int64_t heads = 0;
   std::int64_t head_begin = 0;
   std::int64_t total_heads = 0;
   std::int64_t head_size = 0;
-  double dropout = 0;         // on the probabilities
+  double dropout = 0;  // on the probabilities
 };
 enum class UnaryKind { Gelu, Relu, Tanh, Sigmoid };
 struct Unary {
@@ -53,10 +53,10 @@ struct Dropout {
   std::int64_t total_features = 0;
   double probability = 0;
 };
-struct Add {                  // two inputs of one shape
+struct Add {  // two inputs of one shape
   std::int64_t features = 0;
 };
-struct Flatten {              // [samples·positions, features] → [samples, positions·features]: the same memory
+struct Flatten {  // [samples·positions, features] → [samples, positions·features]: the same memory
   std::int64_t positions = 0;
   std::int64_t features = 0;
 };
@@ -100,7 +100,7 @@ struct Node {
   std::string name;  // "h.0.mlp.c_fc"
   Op op;
   std::vector<ValueId> inputs;
-  ValueId output;  // invalid for the loss
+  ValueId output;                       // invalid for the loss
   std::vector<ParameterId> parameters;  // in the order its Op states
 };
 
@@ -116,9 +116,9 @@ struct Graph {
   std::vector<Value> values;
   std::vector<Parameter> parameters;  // in order of first use: "the global order of parameters"
   std::vector<Unit> units;
-  ValueId input;    // tokens or features
-  ValueId target;   // tokens (classes) or features (real targets)
-  ValueId output;   // logits or predictions
+  ValueId input;               // tokens or features
+  ValueId target;              // tokens (classes) or features (real targets)
+  ValueId output;              // logits or predictions
   std::int64_t positions = 1;  // of the input
   /// Parameters that more than one node uses (tied embeddings); every use accumulates its own gradient.
   bool uses_tied_parameters() const;

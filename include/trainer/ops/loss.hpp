@@ -1,5 +1,5 @@
-// Pieces of the losses. Cross-entropy comes in three so that the runtime can sum over tensor ranks in between; no rank ever
-// holds more than its own classes. The gradient replaces the logits in place.
+// Pieces of the losses. Cross-entropy comes in three so that the runtime can sum over tensor ranks in between; no rank
+// ever holds more than its own classes. The gradient replaces the logits in place.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,6 @@
 // The one entry to matrix multiplication. Contract on bits: every element of C is one chain of fused multiply-adds in
-// ascending k within each block of kBlockK, the blocks added to C in ascending order. So the bits depend on the operands
-// and on nothing else: not on threads, tiles, other rows or columns, or vector width.
+// ascending k within each block of kBlockK, the blocks added to C in ascending order. So the bits depend on the
+// operands and on nothing else: not on threads, tiles, other rows or columns, or vector width.
 #pragma once
 
 #include <cstddef>
@@ -25,8 +25,9 @@ struct MatmulShape {
   std::int64_t lda = 0, ldb = 0, ldc = 0;  // row strides as stored, elements
 };
 
-/// Who multiplies. Native is our packed micro-kernel (AVX-512, AVX2 or portable, chosen by CPU, the same bits from each).
-/// OneDnn cuts C into fixed tiles, each by a single-threaded primitive: thread-independent, but its own rounding.
+/// Who multiplies. Native is our packed micro-kernel (AVX-512, AVX2 or portable, chosen by CPU, the same bits from
+/// each). OneDnn cuts C into fixed tiles, each by a single-threaded primitive: thread-independent, but its own
+/// rounding.
 enum class MatmulProvider : std::uint8_t { Native, OneDnn };
 /// For the whole process, before operators are made.
 void set_matmul_provider(MatmulProvider provider);

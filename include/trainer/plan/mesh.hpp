@@ -1,4 +1,5 @@
-// Who sits where: ranks in a mesh of named axes, tensor innermost, then data, then pipeline, so that a tensor group shares a node.
+// Who sits where: ranks in a mesh of named axes, tensor innermost, then data, then pipeline, so that a tensor group
+// shares a node.
 #pragma once
 
 #include <cstdint>

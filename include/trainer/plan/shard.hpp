@@ -1,6 +1,6 @@
-// Which part of every node and parameter a tensor rank holds, and where the placement of a value changes. Stated, not inferred:
-// the input of a column-parallel matrix is replicated in the forward, and its gradient is partial in the backward.
-// Column and row parallelism after Shoeybi et al., Megatron-LM (arXiv:1909.08053).
+// Which part of every node and parameter a tensor rank holds, and where the placement of a value changes. Stated, not
+// inferred: the input of a column-parallel matrix is replicated in the forward, and its gradient is partial in the
+// backward. Column and row parallelism after Shoeybi et al., Megatron-LM (arXiv:1909.08053).
 #pragma once
 
 #include <cstdint>

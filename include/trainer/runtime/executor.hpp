@@ -16,8 +16,8 @@ namespace trainer::runtime {
 /// What one pass over the table works on.
 struct PassRequest {
   std::uint64_t seed = 0;
-  bool training = true;         // masks of dropout
-  double loss_scale = 0;        // 1 / valid targets of the global batch; 0: no gradient
+  bool training = true;   // masks of dropout
+  double loss_scale = 0;  // 1 / valid targets of the global batch; 0: no gradient
   bool count_hits = false;
 };
 
@@ -29,11 +29,12 @@ struct PassResult {
 
 class Executor {
  public:
-  /// The memory of `arena` (lay_out_arena) and everything referred to must stay. `pipeline`: rank = stage. Point-to-point of two
-  /// executors on one communicator is kept apart by `channel` (0 or 1). Not collective, but peers must make theirs alike.
+  /// The memory of `arena` (lay_out_arena) and everything referred to must stay. `pipeline`: rank = stage.
+  /// Point-to-point of two executors on one communicator is kept apart by `channel` (0 or 1). Not collective, but peers
+  /// must make theirs alike.
   Executor(const model::Graph& graph, const schedule::Schedule& schedule, const schedule::StageSlots& slots,
-           StageId stage, const StageLayout& layout, std::byte* arena, StageRunner& runner, comm::Communicator& pipeline,
-           int channel);
+           StageId stage, const StageLayout& layout, std::byte* arena, StageRunner& runner,
+           comm::Communicator& pipeline, int channel);
 
   /// One walk over the table; `sync` may be null (forward only). Allocates nothing.
   PassResult run(const BatchSource& batches, const PassRequest& request, GradientSync* sync);
@@ -48,14 +49,14 @@ class Executor {
   };
   struct Receiver {
     std::vector<Lane> ports;
-    std::vector<std::int32_t> order;          // micro-batches as the table receives them
+    std::vector<std::int32_t> order;  // micro-batches as the table receives them
     const std::vector<std::int32_t>* slot_of = nullptr;
     std::size_t posted = 0;
     const char* what = "";
   };
   struct Sender {
     std::vector<Lane> ports;
-    std::vector<std::int32_t> ring_of;        // [micro-batch] → ring entry
+    std::vector<std::int32_t> ring_of;  // [micro-batch] → ring entry
     std::int32_t produced = 0;
     const char* what = "";
   };
@@ -82,7 +83,7 @@ class Executor {
   int peer_before_ = -1, peer_after_ = -1;
   Receiver forward_receiver_, backward_receiver_;
   Sender forward_sender_, backward_sender_;
-  std::vector<LossResult> losses_;            // [micro-batch]
+  std::vector<LossResult> losses_;  // [micro-batch]
   std::vector<std::uint8_t> valid_;
   double receive_wait_ = 0, send_wait_ = 0;
 };

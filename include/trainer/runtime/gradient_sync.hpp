@@ -12,8 +12,9 @@
 
 namespace trainer::runtime {
 
-/// Sums each gradient over the data ranks in buckets that start as soon as the backward has completed them, then adds the uses of tied
-/// parameters in the order of nodes, the same order in every layout. Losses are scaled by the global batch, so sums are means.
+/// Sums each gradient over the data ranks in buckets that start as soon as the backward has completed them, then adds
+/// the uses of tied parameters in the order of nodes, the same order in every layout. Losses are scaled by the global
+/// batch, so sums are means.
 class GradientSync {
  public:
   /// `data`: ranks of this stage and tensor place; `pipeline`: stages of this replica and tensor place, rank = stage.
@@ -61,6 +62,6 @@ class GradientSync {
 };
 
 /// Tags on the pipeline communicator from here on belong to tied parameters, below it to activations and gradients.
-inline constexpr int kTiedTagBase = 16384;
+inline constexpr int kTiedTagBase = 8192;
 
 }  // namespace trainer::runtime

@@ -1,5 +1,5 @@
-// This rank's parameters: flat weights, gradients (a buffer a use) and optimizer state, and the boxes of the global tensors that
-// they are.
+// This rank's parameters: flat weights, gradients (a buffer a use) and optimizer state, and the boxes of the global
+// tensors that they are.
 #pragma once
 
 #include <cstdint>
@@ -15,18 +15,18 @@ namespace trainer::runtime {
 
 struct HeldParameter {
   ParameterId id;
-  std::vector<Box> boxes;      // one behind the other in memory
+  std::vector<Box> boxes;  // one behind the other in memory
   std::int64_t elements = 0;
-  std::size_t weight = 0;      // element offset in weights() and each state()
+  std::size_t weight = 0;  // element offset in weights() and each state()
   bool decay = true;
-  /// This rank speaks for the parameter in norms and checkpoints (replica 0 only): not a copy on another tensor rank, not the
-  /// second holder of a tied one.
+  /// This rank speaks for the parameter in norms and checkpoints (replica 0 only): not a copy on another tensor rank,
+  /// not the second holder of a tied one.
   bool counted = true;
   std::vector<std::size_t> gradients;  // element offset of each use in this stage, in node order
 };
 
 struct ParameterLayout {
-  std::vector<HeldParameter> held;     // in the global order of parameters
+  std::vector<HeldParameter> held;  // in the global order of parameters
   struct Use {
     std::size_t weight = 0;
     std::size_t gradient = 0;
@@ -34,13 +34,14 @@ struct ParameterLayout {
   };
   std::vector<std::vector<Use>> of_node;  // [node − first node of the stage][parameter of the node]
   std::size_t weight_elements = 0;
-  std::size_t gradient_elements = 0;      // in node order, so that a backward completes them from the end
+  std::size_t gradient_elements = 0;  // in node order, so that a backward completes them from the end
 };
 ParameterLayout lay_out_parameters(const RunPlan& plan, const plan::LocalGraph& local, const plan::Coordinates& at);
 
 class Parameters {
  public:
-  /// Books memory; gradients and `state_count` state tensors only when `training`. Weights are zero until initialise or loaded.
+  /// Books memory; gradients and `state_count` state tensors only when `training`. Weights are zero until initialise or
+  /// loaded.
   Parameters(ParameterLayout layout, bool training, int state_count);
 
   /// Initial values: each element a function of (seed, parameter name, global index).

@@ -15,13 +15,13 @@
 namespace trainer::runtime {
 
 struct RunPlan {
-  config::Config config;              // with parallel resolved
+  config::Config config;  // with parallel resolved
   model::Graph graph;
   plan::Mesh mesh;
-  std::vector<Range> stage_units;     // [stage]
-  std::vector<Range> stage_nodes;     // [stage]
-  schedule::Schedule training;        // with communication and reductions
-  schedule::Schedule forward_only;    // with communication
+  std::vector<Range> stage_units;                        // [stage]
+  std::vector<Range> stage_nodes;                        // [stage]
+  schedule::Schedule training;                           // with communication and reductions
+  schedule::Schedule forward_only;                       // with communication
   std::vector<schedule::StageSlots> training_slots;      // [stage]
   std::vector<schedule::StageSlots> forward_only_slots;  // [stage]
   std::int64_t micro_batch_samples = 0;
@@ -46,10 +46,10 @@ struct MemoryPrediction {
   std::size_t weights = 0;
   std::size_t gradients = 0;
   std::size_t optimizer = 0;
-  std::size_t activations = 0;     // slots, rings and scratch of the stage
-  std::size_t communication = 0;   // staging of reductions, remote tied gradients
+  std::size_t activations = 0;    // slots, rings and scratch of the stage
+  std::size_t communication = 0;  // staging of reductions, remote tied gradients
   std::size_t data = 0;
-  std::size_t fixed = 0;           // the process itself after MPI has started
+  std::size_t fixed = 0;  // the process itself after MPI has started
   std::size_t total() const { return weights + gradients + optimizer + activations + communication + data + fixed; }
 };
 MemoryPrediction predict_memory(const RunPlan& plan, std::int64_t rank, int threads, std::size_t data_bytes);

@@ -1,5 +1,5 @@
-// Where every value of a stage lives: all memory of a stage booked before step 0, as offsets. Pure: no tensors, no messages, so that a
-// plan can state a rank's memory without starting it.
+// Where every value of a stage lives: all memory of a stage booked before step 0, as offsets. Pure: no tensors, no
+// messages, so that a plan can state a rank's memory without starting it.
 #pragma once
 
 #include <array>
@@ -39,9 +39,9 @@ struct Place {
 struct Port {
   ValueId value;
   std::size_t bytes = 0;
-  Place value_at{};          // where the stage computes with it
-  Place value_message{};    // received into (the same place) or sent from (copied there if it is another)
-  Place gradient_at{};      // None when nothing flows back
+  Place value_at{};       // where the stage computes with it
+  Place value_message{};  // received into (the same place) or sent from (copied there if it is another)
+  Place gradient_at{};    // None when nothing flows back
   Place gradient_message{};
 };
 
@@ -51,9 +51,9 @@ struct NodeLayout {
   std::unique_ptr<ops::Operator> op;  // null for the loss
   ops::Needs needs;
   std::array<Place, ops::kMaxInputs> input;
-  std::array<Place, ops::kMaxInputs> input_gradient;     // None: nobody wants it
-  std::array<bool, ops::kMaxInputs> accumulate{};        // the gradient already holds another use's part
-  std::array<bool, ops::kMaxInputs> skip_gradient{};     // the gradient is the output's own memory (second input of Add)
+  std::array<Place, ops::kMaxInputs> input_gradient;  // None: nobody wants it
+  std::array<bool, ops::kMaxInputs> accumulate{};     // the gradient already holds another use's part
+  std::array<bool, ops::kMaxInputs> skip_gradient{};  // the gradient is the output's own memory (second input of Add)
   Place output;
   Place output_gradient;
   Place saved;
@@ -63,24 +63,24 @@ struct NodeLayout {
 
 struct LossLayout {
   bool present = false;
-  Place logits;      // the gradient replaces them
+  Place logits;  // the gradient replaces them
   Place target;
-  Place losses;      // [rows] float
-  Place maxima;      // [rows] float
-  Place sums;        // [rows][2] float
-  Place wide;        // [rows][2] double, for reductions over tensor ranks
-  Place classes;     // [rows] int32, for accuracy
+  Place losses;   // [rows] float
+  Place maxima;   // [rows] float
+  Place sums;     // [rows][2] float
+  Place wide;     // [rows][2] double, for reductions over tensor ranks
+  Place classes;  // [rows] int32, for accuracy
 };
 
 struct LayoutRequest {
   const model::Graph& graph;
   const plan::LocalGraph& local;
-  Range nodes;                    // of the stage
-  std::int64_t samples = 1;       // of a micro-batch
+  Range nodes;               // of the stage
+  std::int64_t samples = 1;  // of a micro-batch
   int threads = 1;
-  bool training = true;           // false: forward only, nothing is kept
-  bool split_backward = false;    // the table has I and W apart for this stage
-  bool with_loss = true;          // false: stop at the model's output, which stays readable in Scratch
+  bool training = true;         // false: forward only, nothing is kept
+  bool split_backward = false;  // the table has I and W apart for this stage
+  bool with_loss = true;        // false: stop at the model's output, which stays readable in Scratch
 };
 
 struct StageLayout {
@@ -89,10 +89,10 @@ struct StageLayout {
   bool split_backward = false;
   std::vector<NodeLayout> nodes;  // in forward order, the loss not among them
   LossLayout loss;
-  std::vector<Port> inputs;       // from the stage before
-  std::vector<Port> outputs;      // to the next stage
-  Place data_input;               // tokens or features when this stage reads them
-  Place model_output;             // when with_loss is false and the output is made here
+  std::vector<Port> inputs;                   // from the stage before
+  std::vector<Port> outputs;                  // to the next stage
+  Place data_input;                           // tokens or features when this stage reads them
+  Place model_output;                         // when with_loss is false and the output is made here
   std::array<std::size_t, kRegions> bytes{};  // of one slot of each region
 };
 

@@ -23,12 +23,12 @@ inline std::byte* at(const Frame& frame, Place place) {
 
 /// What a forward through the loss gives; sums of one micro-batch over its valid targets.
 struct LossResult {
-  double loss = 0;       // not divided
-  std::int64_t hits = 0; // largest logit on the target; counted only when asked
+  double loss = 0;        // not divided
+  std::int64_t hits = 0;  // largest logit on the target; counted only when asked
 };
 
 struct LossRequest {
-  float scale = 0;            // of the gradient; 0: loss only
+  float scale = 0;  // of the gradient; 0: loss only
   bool count_hits = false;
   const std::uint8_t* valid = nullptr;  // rows that count, for real targets
 };
@@ -36,8 +36,8 @@ struct LossRequest {
 class StageRunner {
  public:
   /// All references must outlive the runner. Collective over the tensor group (books its reductions).
-  StageRunner(const model::Graph& graph, const plan::LocalGraph& local, const StageLayout& layout, Parameters& parameters,
-              ThreadPool& pool, TensorGroup& tensor);
+  StageRunner(const model::Graph& graph, const plan::LocalGraph& local, const StageLayout& layout,
+              Parameters& parameters, ThreadPool& pool, TensorGroup& tensor);
 
   void forward(const Frame& frame, const ops::MicroBatch& batch);
   /// The loss over the forward's logits; with a scale they become their own gradient.

@@ -22,12 +22,12 @@ struct TrainOptions {
   bool resume = false;
   bool overwrite = false;
   int threads = 1;
-  bool spin = true;                             // idle threads may spin: there is a core for each
-  double peak_flops = 0;                        // of all cores in use; 0: not measured
-  std::int64_t base_memory = 0;                 // VmHWM of this process after MPI had started
-  std::string build;                            // for the checkpoint's record
-  const std::atomic<bool>* stop = nullptr;      // set by a signal
-  std::function<std::int64_t()> allocations;    // of our own code so far; may be empty
+  bool spin = true;                           // idle threads may spin: there is a core for each
+  double peak_flops = 0;                      // of all cores in use; 0: not measured
+  std::int64_t base_memory = 0;               // VmHWM of this process after MPI had started
+  std::string build;                          // for the checkpoint's record
+  const std::atomic<bool>* stop = nullptr;    // set by a signal
+  std::function<std::int64_t()> allocations;  // of our own code so far; may be empty
   /// Makes rank 0's observers once the resumed step (0: a fresh run) and total steps are known.
   std::function<std::unique_ptr<Observer>(std::int64_t resumed_step, std::int64_t total_steps)> observers;
 };
@@ -42,16 +42,16 @@ struct RankWaits {
 
 struct TrainResult {
   ExitCode code = ExitCode::Done;
-  std::int64_t first_step = 1;      // of this run
+  std::int64_t first_step = 1;  // of this run
   std::int64_t last_step = 0;
-  double loss = 0;                  // of the last step
-  double seconds = 0;               // in steps
+  double loss = 0;     // of the last step
+  double seconds = 0;  // in steps
   std::optional<double> validation_loss;
   std::optional<double> accuracy;
-  std::string checkpoint;           // path of the last one written; empty: none
-  std::vector<RankMemory> memory;   // [rank], on rank 0
-  std::vector<RankWaits> waits;     // [rank], on rank 0
-  std::string message;              // why the run ended other than Done
+  std::string checkpoint;          // path of the last one written; empty: none
+  std::vector<RankMemory> memory;  // [rank], on rank 0
+  std::vector<RankWaits> waits;    // [rank], on rank 0
+  std::string message;             // why the run ended other than Done
 };
 
 /// Collective over `world` (plan.mesh.size() ranks). Throws Error, the same on every rank, for what ends the run early.

@@ -36,8 +36,8 @@ class Worker {
   /// This rank's pieces of a checkpoint; they point into the worker's memory.
   std::vector<storage::Piece> pieces() const;
 
-  /// One optimizer step (from 1). `stop` from any rank reaches all. Collective; throws Error(Diverged) on every rank when loss or
-  /// gradient is not finite, before any weight has changed.
+  /// One optimizer step (from 1). `stop` from any rank reaches all. Collective; throws Error(Diverged) on every rank
+  /// when loss or gradient is not finite, before any weight has changed.
   StepOutcome step(std::int64_t step, bool stop);
   /// Mean loss (and accuracy for classes) over the held-out samples. Collective.
   EvaluationReport evaluate(std::int64_t step);
@@ -77,12 +77,15 @@ class Worker {
   std::unique_ptr<Program> training_, forward_only_;
   std::unique_ptr<GradientSync> sync_;
   std::unique_ptr<BatchSource> batches_;
-  std::vector<double> agreement_;     // [parameters] squared norms, then loss, stop
+  std::vector<double> agreement_;  // [parameters] squared norms, then loss, stop
   std::vector<double> norm_scratch_;
 };
 
 /// The number of steps that `training` asks for over this many training samples.
 std::int64_t total_steps(const config::Training& training, std::int64_t training_samples);
+
+/// Throws Error(Data) when there are too few samples to train or to hold out.
+void check_samples(const RunPlan& plan, const storage::Dataset& data);
 
 /// What the model wants from the data.
 storage::ModelInput model_input(const model::Graph& graph);

@@ -1,5 +1,6 @@
 // A pipeline schedule as data: for each pipeline rank the list of actions it performs in a step. The executor walks
-// this table, the verifier proves things about it, the simulator times it and the printer shows it; there is no other copy.
+// this table, the verifier proves things about it, the simulator times it and the printer shows it; there is no other
+// copy.
 #pragma once
 
 #include <cstdint>
@@ -39,8 +40,8 @@ struct Schedule {
   std::int64_t stages = 0;
   std::int64_t micro_batches = 0;
   bool forward_only = false;
-  std::vector<std::int32_t> rank_of_stage;   // pipeline rank that holds each stage
-  std::vector<std::vector<Action>> ranks;    // ranks[r]: in order
+  std::vector<std::int32_t> rank_of_stage;  // pipeline rank that holds each stage
+  std::vector<std::vector<Action>> ranks;   // ranks[r]: in order
   bool operator==(const Schedule&) const = default;
 };
 
@@ -54,9 +55,10 @@ struct PipelineShape {
 };
 
 // Generators: compute actions only.
-Schedule gpipe(const PipelineShape& shape);        // all forwards, then all backwards in ascending micro-batch
-Schedule one_f_one_b(const PipelineShape& shape);  // warm-up min(stages − 1 − rank, micro_batches), steady 1F1B, cool-down
-Schedule forward_only(const PipelineShape& shape); // evaluation
+Schedule gpipe(const PipelineShape& shape);  // all forwards, then all backwards in ascending micro-batch
+Schedule one_f_one_b(
+    const PipelineShape& shape);  // warm-up min(stages − 1 − rank, micro_batches), steady 1F1B, cool-down
+Schedule forward_only(const PipelineShape& shape);  // evaluation
 
 // Passes: Schedule → Schedule.
 /// Adds a send right behind the action that makes a value (I or B for gradients) and a receive right before the one
@@ -92,10 +94,10 @@ std::vector<StageSlots> assign_slots(const Schedule& schedule);
 struct Violation {
   std::string message;
 };
-/// Checks, in this order: every stage and micro-batch forward once and backward once (B, or I before W) on the rank that
-/// holds the stage; F before I; W (and B) of a stage in ascending micro-batch; each send matched by one receive and the reverse;
-/// no deadlock under rendezvous sends, with posted receives and send rings as the executor has them (see StageSlots).
-/// nullopt: valid. A deadlock names the smallest cycle as ranks, actions and peers.
+/// Checks, in this order: every stage and micro-batch forward once and backward once (B, or I before W) on the rank
+/// that holds the stage; F before I; W (and B) of a stage in ascending micro-batch; each send matched by one receive
+/// and the reverse; no deadlock under rendezvous sends, with posted receives and send rings as the executor has them
+/// (see StageSlots). nullopt: valid. A deadlock names the smallest cycle as ranks, actions and peers.
 std::optional<Violation> verify(const Schedule& schedule);
 
 /// Times for the simulator, seconds.
@@ -103,10 +105,10 @@ struct StageTimes {
   double forward = 1, backward_input = 1, backward_weight = 1;
 };
 struct Timing {
-  double step = 0;                 // until the last rank is done
-  std::vector<double> busy;        // [rank] computing
+  double step = 0;                         // until the last rank is done
+  std::vector<double> busy;                // [rank] computing
   std::vector<std::vector<double>> start;  // [rank][action] when each began
-  double bubble() const;           // 1 − Σ busy / (ranks · step)
+  double bubble() const;                   // 1 − Σ busy / (ranks · step)
 };
 /// Runs the table with these times a stage and a time a message takes; receives cost nothing to the receiver.
 Timing simulate(const Schedule& schedule, const std::vector<StageTimes>& times, double transfer = 0);

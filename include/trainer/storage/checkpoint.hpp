@@ -21,7 +21,7 @@ namespace trainer::storage {
 
 /// One box of a global tensor, in this rank's memory, row-major and contiguous.
 struct Piece {
-  std::string name;     // "h.0.ln_1.weight", "optimizer.exp_avg.h.0.ln_1.weight"
+  std::string name;  // "h.0.ln_1.weight", "optimizer.exp_avg.h.0.ln_1.weight"
   DType type = DType::F32;
   Shape global;
   Box box;
@@ -36,8 +36,8 @@ struct CheckpointRecord {
   std::string build;       // version, kernels, libraries: for people
 };
 
-/// Writes this rank's shard into the partial folder (which exists), synced. Returns the shard's lines for the manifest, a
-/// JSON text to hand to commit(). Throws Error(Storage).
+/// Writes this rank's shard into the partial folder (which exists), synced. Returns the shard's lines for the manifest,
+/// a JSON text to hand to commit(). Throws Error(Storage).
 std::string write_shard(FileSystem& fs, const std::string& partial, int writer, const std::vector<Piece>& pieces);
 
 /// On one rank, after all shards are there: manifest, syncs, rename to its final name. Returns the final path.
@@ -68,16 +68,16 @@ class CheckpointReader {
   virtual const std::string& path() const = 0;
   virtual const std::vector<TensorEntry>& tensors() const = 0;  // sorted by name
   virtual bool has(const std::string& name) const = 0;
-  /// Reads `box` of the global tensor `name` into `data` (contiguous), from whichever shards hold it. The element type must
-  /// be the stored one. Throws when boxes leave a hole.
+  /// Reads `box` of the global tensor `name` into `data` (contiguous), from whichever shards hold it. The element type
+  /// must be the stored one. Throws when boxes leave a hole.
   virtual void read(const std::string& name, const Box& box, void* data) const = 0;
   /// Reads every byte and checks every sum and that boxes cover every tensor exactly once.
   virtual void verify() const = 0;
 };
 std::unique_ptr<CheckpointReader> open_checkpoint(const FileSystem& fs, const std::string& path);
 
-/// `path` is one checkpoint or the directory that holds them (then the newest that passes verify(); why newer ones did not is
-/// appended to `passed_over`). Throws Error(Storage) when there is none.
+/// `path` is one checkpoint or the directory that holds them (then the newest that passes verify(); why newer ones did
+/// not is appended to `passed_over`). Throws Error(Storage) when there is none.
 std::unique_ptr<CheckpointReader> find_checkpoint(const FileSystem& fs, const std::string& path,
                                                   std::vector<std::string>& passed_over);
 

@@ -15,7 +15,7 @@ class OutputFile {
  public:
   virtual ~OutputFile() = default;
   virtual void write(std::span<const std::byte> bytes) = 0;
-  virtual void sync() = 0;   // fsync
+  virtual void sync() = 0;  // fsync
   virtual void close() = 0;
 };
 
@@ -44,7 +44,7 @@ class FileSystem {
   virtual std::vector<std::string> list(const std::string& directory) const = 0;  // names, sorted; {} if absent
   virtual void make_directories(const std::string& path) = 0;
   virtual void rename(const std::string& from, const std::string& to) = 0;
-  virtual void remove_all(const std::string& path) = 0;   // no error if absent
+  virtual void remove_all(const std::string& path) = 0;  // no error if absent
   virtual void truncate(const std::string& path, std::uint64_t size) = 0;
   virtual void sync_directory(const std::string& path) = 0;
   /// Exclusive over processes; nullptr when another process holds it.

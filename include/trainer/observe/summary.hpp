@@ -1,0 +1,37 @@
+// Facts of a run or checkpoint as JSON, for scripts.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "trainer/core/observer.hpp"
+
+namespace trainer::observe {
+
+struct RunSummary {
+  struct Memory {
+    int rank = 0;
+    double predicted = 0, measured = 0;  // bytes
+  };
+  std::int64_t first_step = 0, last_step = 0;
+  double loss = 0;
+  std::optional<double> validation_loss, accuracy;
+  double seconds = 0;  // in steps
+  int exit_code = 0;
+  std::vector<Memory> memory;
+};
+
+/// {"first_step", "last_step", "loss", "validation_loss"?, "accuracy"?, "seconds", "exit_code",
+///  "peak_memory": [{"rank", "predicted", "measured"}, …]}
+std::string to_json(const RunSummary& summary);
+
+/// {"step", "validation_loss", "accuracy"?, "validation_targets"}
+std::string to_json(const EvaluationReport& report);
+
+/// {"path", "step", "build", "parameters", "config": {…}}; `config` is JSON text.
+std::string checkpoint_json(const std::string& path, std::int64_t step, const std::string& build,
+                            const std::string& config, std::int64_t parameters);
+
+}  // namespace trainer::observe

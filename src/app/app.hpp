@@ -1,0 +1,48 @@
+// What the subcommands share.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <string>
+
+#include "trainer/comm/mpi.hpp"
+#include "trainer/config/command_line.hpp"
+#include "trainer/config/config.hpp"
+#include "trainer/core/error.hpp"
+#include "trainer/core/thread_pool.hpp"
+#include "trainer/storage/checkpoint.hpp"
+
+namespace trainer::app {
+
+/// What main knows about the process.
+struct Context {
+  comm::MpiSession& mpi;
+  comm::Communicator& world;
+  std::int64_t base_memory = 0;  // VmHWM after MPI had started, bytes
+};
+
+ExitCode train(Context& context, const config::TrainCommand& command);
+ExitCode evaluate(Context& context, const config::EvalCommand& command);
+
+// These run on one rank and need no MPI.
+ExitCode export_weights(const config::ExportCommand& command);
+ExitCode generate(const config::GenerateCommand& command);
+ExitCode inspect(const config::InspectCommand& command);
+
+/// Opens one checkpoint or the newest whole one of a directory; says on stderr which were passed over.
+std::unique_ptr<storage::CheckpointReader> open_checkpoint(const std::string& path);
+
+/// Contents of a configuration file. Throws Error(Usage) when it cannot be read.
+std::string read_config(const std::string& path);
+
+/// Reads tensors into the weights of a one-rank model for `config` (its parallel part is ignored) and gives logits.
+std::string version_text();
+
+/// Set by SIGTERM, SIGINT (the first one); a second SIGINT ends the process.
+const std::atomic<bool>& stop_requested();
+void install_signal_handlers();
+
+/// Calls of operator new of this process so far.
+std::int64_t allocation_count();
+
+}  // namespace trainer::app

@@ -1,0 +1,212 @@
+// `trainer --config F`: from the file to a trained model.
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+
+#include "app.hpp"
+#include "trainer/comm/topology.hpp"
+#include "trainer/observe/reporters.hpp"
+#include "trainer/observe/summary.hpp"
+#include "trainer/ops/matmul.hpp"
+#include "trainer/runtime/agreement.hpp"
+#include "trainer/runtime/train.hpp"
+#include "trainer/runtime/worker.hpp"
+
+namespace trainer::app {
+
+namespace {
+
+using observe::human_bytes;
+using observe::human_count;
+
+// The partition as people read it: a row a rank.
+std::string partition_table(const runtime::RunPlan& plan, int threads, std::size_t data_bytes) {
+  std::vector<std::vector<std::string>> rows;
+  for (std::int64_t rank = 0; rank < plan.mesh.size(); ++rank) {
+    const plan::Coordinates at = plan.mesh.coordinates(rank);
+    const StageId stage(at.pipeline);
+    const plan::LocalGraph local = plan::shard(plan.graph, plan.mesh.tensor, at.tensor);
+    const Range units = plan.stage_units[stage.index()];
+    double flops = 0;
+    const Range nodes = plan.nodes(stage);
+    for (std::int64_t i = nodes.begin; i < nodes.end; ++i) {
+      model::Node node = plan.graph.nodes[static_cast<std::size_t>(i)];
+      node.op = local.nodes[static_cast<std::size_t>(i)].op;
+      const model::NodeCost cost = model::cost(node, plan.graph);
+      flops += cost.forward + cost.backward_input + cost.backward_weight;
+    }
+    flops *= static_cast<double>(plan.config.training.batch_size / plan.mesh.data);
+    const runtime::MemoryPrediction memory = runtime::predict_memory(plan, rank, threads, data_bytes);
+    const auto& first = plan.graph.units[static_cast<std::size_t>(units.begin)].name;
+    const auto& last = plan.graph.units[static_cast<std::size_t>(units.end - 1)].name;
+    const runtime::ParameterLayout parameters = runtime::lay_out_parameters(plan, local, at);
+    double elements = 0;
+    for (const runtime::HeldParameter& held : parameters.held) elements += static_cast<double>(held.elements);
+    rows.push_back({fmt::to_string(rank), fmt::to_string(at.pipeline), fmt::to_string(at.data), fmt::to_string(at.tensor),
+                    units.size() == 1 ? first : fmt::format("{} … {} ({})", first, last, units.size()), human_count(elements),
+                    human_count(flops), human_bytes(static_cast<double>(memory.activations)),
+                    human_bytes(static_cast<double>(memory.total()))});
+  }
+  return observe::format_table(
+      {"rank", "stage", "replica", "tensor", "layers", "parameters", "FLOPs a step", "activations", "peak memory"}, rows);
+}
+
+std::string summary(const runtime::RunPlan& plan) {
+  const config::Config& c = plan.config;
+  std::vector<schedule::StageTimes> times;
+  for (std::int64_t s = 0; s < plan.stages(); ++s) {
+    schedule::StageTimes t{0, 0, 0};
+    const Range nodes = plan.nodes(StageId(s));
+    for (std::int64_t i = nodes.begin; i < nodes.end; ++i) {
+      const model::NodeCost cost = model::cost(plan.graph.nodes[static_cast<std::size_t>(i)], plan.graph);
+      t.forward += cost.forward;
+      t.backward_input += cost.backward_input;
+      t.backward_weight += cost.backward_weight;
+    }
+    times.push_back(t);
+  }
+  const double bubble = schedule::simulate(plan.training, times).bubble();
+  return fmt::format(
+      "model: {} parameters, {} units, {} FLOPs a step\n"
+      "mesh: data {} × pipeline {} × tensor {} = {} ranks; {} micro-batches of {} samples a replica\n"
+      "schedule: {}, predicted bubble {:.1f}%\n",
+      human_count(static_cast<double>(model::parameter_elements(plan.graph))), plan.graph.units.size(),
+      human_count(runtime::step_flops(plan)), plan.mesh.data, plan.mesh.pipeline, plan.mesh.tensor, plan.mesh.size(),
+      c.training.micro_batches, plan.micro_batch_samples,
+      c.parallel.schedule == config::ScheduleName::GPipe ? "gpipe" : "1f1b", 100.0 * bubble);
+}
+
+std::unique_ptr<Observer> make_observers(const config::Config& config, std::int64_t resumed_step) {
+  std::vector<std::unique_ptr<Observer>> all;
+  const std::int64_t every = config.logging.every_steps;
+  all.push_back(observe::make_progress(isatty(STDERR_FILENO) != 0, every));
+  const std::string& directory = config.logging.directory.empty() ? config.checkpoint.directory : config.logging.directory;
+  if (!directory.empty()) {
+    storage::real_file_system().make_directories(directory);
+    all.push_back(observe::make_metrics(directory, every, resumed_step));
+    all.push_back(observe::make_tensorboard(directory, every));
+  }
+  return observe::make_fan_out(std::move(all));
+}
+
+// The run's facts for people, on stdout, and for scripts in DIRECTORY/summary.json.
+void report(const runtime::RunPlan& plan, const runtime::TrainResult& result) {
+  const auto steps = static_cast<double>(result.last_step - result.first_step + 1);
+  std::string text = fmt::format("trained {} steps in {}, loss {:.6g}", result.last_step - result.first_step + 1,
+                                 observe::human_duration(result.seconds), result.loss);
+  if (result.validation_loss) text += fmt::format(", validation loss {:.6g}", *result.validation_loss);
+  if (result.accuracy) text += fmt::format(", accuracy {:.2f}%", 100.0 * *result.accuracy);
+  std::vector<std::vector<std::string>> rows;
+  for (std::size_t r = 0; r < result.memory.size(); ++r) {
+    const auto& waits = result.waits[r];
+    const auto per_step = [&](double seconds) { return fmt::format("{:.1f}", 1e3 * seconds / std::max(1.0, steps)); };
+    rows.push_back({fmt::to_string(r), plan::to_string(plan.mesh.coordinates(static_cast<std::int64_t>(r))),
+                    human_bytes(result.memory[r].predicted), human_bytes(result.memory[r].measured),
+                    per_step(waits.receive), per_step(waits.send), per_step(waits.tensor), per_step(waits.gradients)});
+  }
+  fmt::print("{}\n{}", text,
+             observe::format_table({"rank", "place", "memory predicted", "measured", "wait ms/step: receive", "send", "tensor",
+                                    "gradients"},
+                                   rows));
+  if (!result.checkpoint.empty()) fmt::print("checkpoint: {}\n", result.checkpoint);
+  const std::string& directory = plan.config.checkpoint.directory;
+  if (directory.empty()) return;
+  observe::RunSummary facts;
+  facts.first_step = result.first_step;
+  facts.last_step = result.last_step;
+  facts.loss = result.loss;
+  facts.validation_loss = result.validation_loss;
+  facts.accuracy = result.accuracy;
+  facts.seconds = result.seconds;
+  facts.exit_code = static_cast<int>(result.code);
+  for (std::size_t r = 0; r < result.memory.size(); ++r) {
+    facts.memory.push_back({static_cast<int>(r), result.memory[r].predicted, result.memory[r].measured});
+  }
+  try {
+    storage::real_file_system().write_text(directory + "/summary.json", observe::to_json(facts));
+  } catch (const Error& error) {
+    fmt::print(stderr, "warning: {}\n", error.what());
+  }
+}
+
+// Ranks to plan for without starting them: --ranks, or what the written mesh multiplies to.
+std::int64_t ranks_to_plan(const config::TrainCommand& command, const config::Config& config, int world_size) {
+  if (command.ranks > 0) return command.ranks;
+  const auto& p = config.parallel;
+  const auto axis = [](std::int64_t size) { return size == 0 ? 1 : size; };
+  return world_size > 1 ? world_size : axis(p.data) * axis(p.pipeline) * axis(p.tensor);
+}
+
+// Peak of all cores that the ranks compute on, from one measured while the others wait.
+double total_peak_flops(comm::Communicator& world, const comm::NodePlan& node) {
+  double facts[2] = {0, 0};
+  if (world.rank() == 0) facts[0] = ops::measure_peak_flops();
+  facts[1] = static_cast<double>(std::min(node.cores, node.ranks_on_node * node.threads)) / node.ranks_on_node;
+  world.sum(facts);
+  return facts[0] * facts[1];
+}
+
+config::Config agreed_config(comm::Communicator& world, const config::TrainCommand& command) {
+  std::string text;
+  runtime::agree(world, [&] {
+    // One rank reads the file, so that all ranks see one text.
+    if (world.rank() == 0) text = read_config(command.config_path);
+  });
+  text = world.gather_strings(text).front();
+  config::Config config;
+  runtime::agree(world, [&] { config = config::parse(text, command.config_path, command.overrides); });
+  return config;
+}
+
+}  // namespace
+
+ExitCode train(Context& context, const config::TrainCommand& command) {
+  comm::Communicator& world = context.world;
+  const config::Config config = agreed_config(world, command);
+  if (command.print_config) {
+    if (world.rank() == 0) fmt::print("{}\n", config::to_json(config));
+    return ExitCode::Done;
+  }
+  ops::set_matmul_provider(command.kernels == "onednn" ? ops::MatmulProvider::OneDnn : ops::MatmulProvider::Native);
+  const comm::NodePlan node = comm::plan_node(world, command.threads);
+  comm::set_wait_policy({.yield = node.oversubscribed, .hang_seconds = config.training.hang_timeout, .progress = {}});
+
+  runtime::RunPlan plan;
+  std::unique_ptr<storage::Dataset> data;
+  const std::int64_t ranks = command.dry_run ? ranks_to_plan(command, config, world.size()) : world.size();
+  runtime::agree(world, [&] {
+    plan = runtime::make_plan(config, ranks);
+    data = storage::load_dataset(plan.config.data, runtime::model_input(plan.graph), plan.config.training.seed);
+    runtime::check_samples(plan, *data);
+  });
+  if (command.dry_run) {
+    if (world.rank() == 0) fmt::print("{}{}", summary(plan), partition_table(plan, node.threads, data->bytes()));
+    return ExitCode::Done;
+  }
+
+  install_signal_handlers();
+  runtime::TrainOptions options;
+  options.resume = command.resume;
+  options.overwrite = command.overwrite;
+  options.threads = node.threads;
+  options.spin = !node.oversubscribed;
+  options.peak_flops = total_peak_flops(world, node);
+  options.base_memory = context.base_memory;
+  options.build = version_text();
+  options.stop = &stop_requested();
+  options.allocations = allocation_count;
+  options.observers = [&plan](std::int64_t resumed_step, std::int64_t) { return make_observers(plan.config, resumed_step); };
+  if (world.rank() == 0) {
+    fmt::print(stderr, "{}{} thread{} a rank\n", summary(plan), node.threads, node.threads == 1 ? "" : "s");
+  }
+  const runtime::TrainResult result = runtime::train(world, plan, *data, storage::real_file_system(), options);
+  if (world.rank() == 0) {
+    report(plan, result);
+    if (!result.message.empty()) fmt::print(stderr, "trainer: {}\n", result.message);
+  }
+  return result.code;
+}
+
+}  // namespace trainer::app
