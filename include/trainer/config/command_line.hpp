@@ -18,9 +18,9 @@ struct TrainCommand {
   bool print_config = false;
   bool resume = false;
   bool overwrite = false;
-  int threads = 0;        // a rank; 0: from affinity, quota and the ranks on the node
-  int ranks = 0;          // --ranks N with --dry-run: plan for N ranks without starting them; 0: as started
-  std::string kernels;    // "--kernels native|onednn": who multiplies matrices; "": native
+  int threads = 0;      // a rank; 0: from affinity, quota and the ranks on the node
+  int ranks = 0;        // --ranks N with --dry-run: plan for N ranks without starting them; 0: as started
+  std::string kernels;  // "--kernels native|onednn": who multiplies matrices; "": native
 };
 struct ExportCommand {
   std::string checkpoint;
