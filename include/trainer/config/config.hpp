@@ -31,6 +31,8 @@ struct GptModel {
   std::int64_t num_heads = 0;
   double dropout = 0.0;
   bool tie_embeddings = true;
+
+  bool operator==(const GptModel&) const = default;
 };
 
 struct MlpModel {
@@ -38,6 +40,8 @@ struct MlpModel {
   std::vector<std::int64_t> hidden_sizes;
   std::int64_t output_size = 0;
   Activation activation = Activation::Relu;
+
+  bool operator==(const MlpModel&) const = default;
 };
 
 /// One written layer of a `sequential` model. Sizes that follow from the layer before may be left out (0).
@@ -68,12 +72,16 @@ struct LayerConfig {
   double probability = 0.0;  // dropout's; attention's "dropout" too
   bool bias = true;
   std::vector<LayerConfig> layers;
+
+  bool operator==(const LayerConfig&) const = default;
 };
 
 struct SequentialModel {
   /// Features of one input row for models that do not begin with an embedding; 0 otherwise ("input_size").
   std::int64_t input_size = 0;
   std::vector<LayerConfig> layers;
+
+  bool operator==(const SequentialModel&) const = default;
 };
 
 using Model = std::variant<GptModel, MlpModel, SequentialModel>;
@@ -83,33 +91,45 @@ using Model = std::variant<GptModel, MlpModel, SequentialModel>;
 struct TextData {
   std::string path;
   Tokenizer tokenizer = Tokenizer::Byte;
+
+  bool operator==(const TextData&) const = default;
 };
 struct CsvData {
   std::string path;
   std::string target;  // a column's name in the header
   TaskKind task = TaskKind::Classification;
   char delimiter = ',';
+
+  bool operator==(const CsvData&) const = default;
 };
 struct IdxData {
   std::string images;
   std::string labels;
+
+  bool operator==(const IdxData&) const = default;
 };
 /// Random samples of the model's input kind; no files; for measuring.
 struct SyntheticData {
   std::int64_t samples = 1024;
+
+  bool operator==(const SyntheticData&) const = default;
 };
 struct Data {
   std::variant<SyntheticData, TextData, CsvData, IdxData> source;
   double validation_fraction = 0.0;  // in [0, 1); the last samples of the set
+
+  bool operator==(const Data&) const = default;
 };
 
 // ---- training ----------------------------------------------------------------------------------------------------
 
 struct Training {
-  std::int64_t steps = 0;            // exactly one of steps and epochs is given (> 0)
-  double epochs = 0;                 //
-  std::int64_t batch_size = 0;       // samples of a step over all replicas
-  std::int64_t micro_batches = 1;    // pieces of a replica's share
+  std::int64_t steps = 0;          // exactly one of steps and epochs is given (> 0)
+  double epochs = 0;               //
+  std::int64_t batch_size = 0;     // samples of a step over all replicas
+  std::int64_t micro_batches = 1;  // pieces of a replica's share
+  /// Samples of one micro-batch. Any two of the three sizes are enough; the third is 0 until resolve_parallel.
+  std::int64_t micro_batch_size = 0;
   std::int64_t sequence_length = 0;  // positions of a sample for text; 0: the model's context_length
   Loss loss = Loss::CrossEntropy;
   double gradient_clip = 0.0;  // 0: none
@@ -118,6 +138,8 @@ struct Training {
   std::int64_t eval_every = 0;  // 0: only at the end
   double time_limit = 0;        // seconds; 0: none. Then finish the step, save and exit 75
   double hang_timeout = 300;    // seconds one wait may last before exit 6; 0: for ever
+
+  bool operator==(const Training&) const = default;
 };
 
 struct Optimizer {
@@ -131,6 +153,8 @@ struct Optimizer {
   RateCurve curve = RateCurve::Constant;  // "schedule": {"type", "warmup_steps", "final_ratio"}
   std::int64_t warmup_steps = 0;
   double final_ratio = 0.0;  // of learning_rate, reached at the last step
+
+  bool operator==(const Optimizer&) const = default;
 };
 
 struct Parallel {
@@ -141,17 +165,23 @@ struct Parallel {
   bool split_backward = true;
   PartitionRule partition = PartitionRule::Flops;
   std::vector<std::int64_t> partition_units;  // PartitionRule::Written: units of each stage
+
+  bool operator==(const Parallel&) const = default;
 };
 
 struct Checkpoint {
   std::string directory;         // "": nothing is written
   std::int64_t every_steps = 0;  // 0: only at the end
   std::int64_t keep = 2;         // newest whole ones kept; ≥ 1
+
+  bool operator==(const Checkpoint&) const = default;
 };
 
 struct Logging {
   std::string directory;  // "": checkpoint.directory
   std::int64_t every_steps = 10;
+
+  bool operator==(const Logging&) const = default;
 };
 
 struct Config {
@@ -162,6 +192,8 @@ struct Config {
   Parallel parallel;
   Checkpoint checkpoint;
   Logging logging;
+
+  bool operator==(const Config&) const = default;
 };
 
 /// Reads `text` (the contents of `source_name`), applies `overrides` ("a.b=value", value as JSON or else a string)
@@ -176,8 +208,12 @@ std::string to_json(const Config& config);
 std::string model_json(const Config& config);
 
 /// Fills left-out axis sizes for `ranks` (at most one may follow from the others; with none given, data takes them
-/// all) and checks data × pipeline × tensor == ranks and batch_size % (data × micro_batches) == 0.
+/// all) and checks data × pipeline × tensor == ranks. Then derives whichever of batch_size, micro_batches and
+/// micro_batch_size was left out and checks batch_size == data × micro_batches × micro_batch_size.
 /// Throws Error(Usage) with the numbers and what would work.
 void resolve_parallel(Config& config, std::int64_t ranks);
+
+/// Every key with its values, default and help, as lines of text for `trainer --help-keys`.
+std::string describe_keys();
 
 }  // namespace trainer::config
