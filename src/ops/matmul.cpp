@@ -1,0 +1,105 @@
+// The entry to matrix multiplication: provider, argument check, peak measurement, thread set-up.
+#include "trainer/ops/matmul.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+
+#include "matmul_native.hpp"
+#include "matmul_onednn.hpp"
+#include "trainer/core/error.hpp"
+
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
+namespace trainer::ops {
+
+namespace {
+
+std::atomic<MatmulProvider>& provider() {
+  static std::atomic<MatmulProvider> chosen{MatmulProvider::Native};
+  return chosen;
+}
+
+void check(const MatmulShape& shape) {
+  const bool a_by_k = shape.layout == Layout::TN;
+  const bool b_by_n = shape.layout == Layout::NT;
+  const bool fits = shape.m >= 0 && shape.n >= 0 && shape.k >= 0 && shape.lda >= (a_by_k ? shape.m : shape.k) &&
+                    shape.ldb >= (b_by_n ? shape.k : shape.n) && shape.ldc >= shape.n;
+  if (fits) return;
+  constexpr const char* kNames[] = {"NN", "NT", "TN"};
+  internal_error(fmt::format("a matrix multiply {} of m {}, n {}, k {} was asked for with row strides {}, {}, {}",
+                             kNames[static_cast<int>(shape.layout)], shape.m, shape.n, shape.k, shape.lda, shape.ldb,
+                             shape.ldc));
+}
+
+}  // namespace
+
+void set_matmul_provider(MatmulProvider chosen) { provider().store(chosen, std::memory_order_relaxed); }
+
+MatmulProvider matmul_provider() { return provider().load(std::memory_order_relaxed); }
+
+std::string describe_matmul() {
+  if (matmul_provider() == MatmulProvider::OneDnn) return describe_onednn();
+  return fmt::format("native {}", matmul_kernel().name);
+}
+
+std::size_t matmul_workspace_bytes(const MatmulShape& shape, int threads) {
+  return native_workspace_bytes(shape, threads);
+}
+
+void matmul(ThreadPool& pool, const MatmulShape& shape, const float* a, const float* b, float* c, bool accumulate,
+            const float* bias, std::byte* workspace) {
+  check(shape);
+  if (matmul_provider() == MatmulProvider::OneDnn && shape.m > 0 && shape.n > 0 && shape.k > 0) {
+    onednn_matmul(pool, shape, a, b, c, accumulate, bias);
+  } else {
+    native_matmul(&pool, shape, a, b, c, accumulate, bias, workspace);
+  }
+}
+
+std::size_t matmul_block_workspace_bytes(const MatmulShape& shape) { return native_workspace_bytes(shape, 1); }
+
+void matmul_block(const MatmulShape& shape, const float* a, const float* b, float* c, bool accumulate,
+                  std::byte* workspace) {
+  check(shape);
+  native_matmul(nullptr, shape, a, b, c, accumulate, nullptr, workspace);
+}
+
+double measure_peak_flops() {
+  using Clock = std::chrono::steady_clock;
+  const kernel::Kernel& kernel = matmul_kernel();
+  // The best of many short runs: what the core does when nobody disturbs it.
+  constexpr auto kRun = std::chrono::microseconds(400);
+  constexpr auto kTotal = std::chrono::milliseconds(20);
+  const auto seconds_of = [&](std::int64_t rounds, double& flops) {
+    const auto start = Clock::now();
+    flops = kernel.multiply_add_chains(rounds);
+    return std::chrono::duration<double>(Clock::now() - start).count();
+  };
+  double flops = 0, best = 0;
+  std::int64_t rounds = 1000;
+  while (seconds_of(rounds, flops) < std::chrono::duration<double>(kRun).count()) rounds *= 2;
+  const auto end = Clock::now() + kTotal;
+  while (Clock::now() < end) {
+    const double seconds = seconds_of(rounds, flops);
+    best = std::max(best, flops / seconds);
+  }
+  return best;
+}
+
+void flush_denormals() {
+#if defined(__x86_64__)
+  constexpr unsigned kFlushResults = 0x8000, kDenormalsAreZero = 0x0040;
+  _mm_setcsr(_mm_getcsr() | kFlushResults | kDenormalsAreZero);
+#elif defined(__aarch64__)
+  std::uint64_t control;
+  asm volatile("mrs %0, fpcr" : "=r"(control));
+  asm volatile("msr fpcr, %0" : : "r"(control | (std::uint64_t{1} << 24)));
+#endif
+}
+
+}  // namespace trainer::ops

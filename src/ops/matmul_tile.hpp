@@ -1,0 +1,182 @@
+// The register tile, packing and peak loop over a vector type V. V must have internal linkage (an unnamed namespace of
+// the including file), which gives every instantiation internal linkage too: no copy compiled for one instruction set
+// can be linked into code for another.
+//
+// V: Type, kLanes, kRows, kVectors, kStepA; zero, broadcast, load, load_part, store, store_part, add, fma, fma(x, y, z)
+// = x·y + z; transpose4 reads 4 k-neighbours of kLanes rows and stores 4 vectors.
+#pragma once
+
+#include <cstdint>
+
+#include "matmul_kernel.hpp"
+
+namespace trainer::ops::kernel {
+
+template <int kCount, int kAt = 0, class F>
+[[gnu::always_inline]] inline void unrolled(F f) {
+  if constexpr (kAt < kCount) {
+    f.template operator()<kAt>();
+    unrolled<kCount, kAt + 1>(f);
+  }
+}
+
+template <class V>
+struct Tiles {
+  using Type = typename V::Type;
+  static constexpr int kPanel = V::kVectors * V::kLanes;
+
+  /// One kRows × (kVectors · lanes) tile. `a_across` says that neighbouring rows of A are neighbours in memory
+  /// (step 1), else neighbouring k are (k_step 1).
+  template <int kRows, int kVectors, bool kAcross>
+  static void tile(const TileRow& work, const float* b, float* c, std::int64_t columns, const float* bias) {
+    const std::int64_t ldc = work.ldc;
+    Type sums[kRows][kVectors];
+    unrolled<kRows>([&]<int r>() __attribute__((always_inline)) {
+      __builtin_prefetch(c + r * ldc, 1);
+      __builtin_prefetch(c + r * ldc + columns - 1, 1);
+      unrolled<kVectors>([&]<int v>() __attribute__((always_inline)) { sums[r][v] = V::zero(); });
+    });
+
+    // Rows are addressed as base[r / 3] + (r % 3) · step, which x86 has an address mode for.
+    constexpr int kBases = (kRows + 2) / 3;
+    const std::int64_t step = kAcross ? 1 : work.a.step;
+    const std::int64_t k_step = kAcross ? work.a.k_step : 1;
+    const float* bases[kBases];
+    unrolled<kBases>([&]<int i>() __attribute__((always_inline)) { bases[i] = work.a.data + 3 * i * step; });
+    const auto add_product = [&](const float* const* base, const float* at_b, std::int64_t k_offset)
+        __attribute__((always_inline)) {
+      Type y[kVectors];
+      unrolled<kVectors>([&]<int v>() __attribute__((always_inline)) { y[v] = V::load(at_b + v * V::kLanes); });
+      unrolled<kRows>([&]<int r>() __attribute__((always_inline)) {
+        const float* row = kAcross ? base[0] + r : base[r / 3] + (r % 3) * step;
+        const Type x = V::broadcast(row + k_offset);
+        unrolled<kVectors>([&]<int v>() __attribute__((always_inline)) { sums[r][v] = V::fma(x, y[v], sums[r][v]); });
+      });
+    };
+    std::int64_t k = work.k;
+    for (; k >= 4; k -= 4) {
+      unrolled<4>([&]<int u>() __attribute__((always_inline)) {
+        __builtin_prefetch(b + V::kPrefetch + u * kPanel);
+        if constexpr (kVectors * V::kLanes > 16) __builtin_prefetch(b + V::kPrefetch + u * kPanel + 16);
+        add_product(bases, b + u * kPanel, u * k_step);
+      });
+      b += 4 * kPanel;
+      unrolled<kBases>([&]<int i>() __attribute__((always_inline)) { bases[i] += 4 * k_step; });
+    }
+    for (; k > 0; --k) {
+      add_product(bases, b, 0);
+      b += kPanel;
+      unrolled<kBases>([&]<int i>() __attribute__((always_inline)) { bases[i] += k_step; });
+    }
+
+    unrolled<kVectors>([&]<int v>() __attribute__((always_inline)) {
+      const std::int64_t valid = columns - v * V::kLanes;
+      if (valid >= V::kLanes) {
+        unrolled<kRows>([&]<int r>() __attribute__((always_inline)) {
+          float* at = c + r * ldc + v * V::kLanes;
+          Type value = sums[r][v];
+          if (work.add) value = V::add(V::load(at), value);
+          if (bias != nullptr) value = V::add(value, V::load(bias + v * V::kLanes));
+          V::store(at, value);
+        });
+      } else {
+        const int part = static_cast<int>(valid);
+        unrolled<kRows>([&]<int r>() __attribute__((always_inline)) {
+          float* at = c + r * ldc + v * V::kLanes;
+          Type value = sums[r][v];
+          if (work.add) value = V::add(V::load_part(at, part), value);
+          if (bias != nullptr) value = V::add(value, V::load_part(bias + v * V::kLanes, part));
+          V::store_part(at, value, part);
+        });
+      }
+    });
+  }
+
+  using TileFunction = void (*)(const TileRow&, const float*, float*, std::int64_t, const float*);
+
+  template <int kVectors, bool kAcross, int kRows = V::kRows>
+  static TileFunction tile_for(std::int64_t rows) {
+    if constexpr (kRows > 1) {
+      if (rows < kRows) return tile_for<kVectors, kAcross, kRows - 1>(rows);
+    }
+    return &tile<kRows, kVectors, kAcross>;
+  }
+
+  template <bool kAcross>
+  static void multiply_panels(const TileRow& work) {
+    const TileFunction full = tile_for<V::kVectors, kAcross>(work.rows);
+    const float* b = work.b;
+    std::int64_t at = 0;
+    const auto bias_at = [&] { return work.bias == nullptr ? nullptr : work.bias + at; };
+    for (; work.columns - at > kPanel - V::kLanes; at += kPanel, b += work.k * kPanel) {
+      const std::int64_t left = work.columns - at;
+      full(work, b, work.c + at, left < kPanel ? left : kPanel, bias_at());
+    }
+    if (at < work.columns) tile_for<1, kAcross>(work.rows)(work, b, work.c + at, work.columns - at, bias_at());
+  }
+
+  static void multiply(const TileRow& work) {
+    if (work.a.step == 1) {
+      multiply_panels<true>(work);
+    } else {
+      multiply_panels<false>(work);
+    }
+  }
+
+  static void pack(const Operand& from, std::int64_t count, std::int64_t k, std::int64_t dst_step, float* dst) {
+    if (from.step == 1) {
+      pack_rows(from, count, k, dst_step, dst);
+    } else {
+      for (std::int64_t i = 0; i < count; i += V::kLanes) {
+        const Operand part{from.data + i * from.step, from.step, 1};
+        pack_transposed(part, count - i, k, dst_step, dst + i);
+      }
+    }
+  }
+
+  static void pack_rows(const Operand& from, std::int64_t count, std::int64_t k, std::int64_t dst_step, float* dst) {
+    const std::int64_t whole = count / V::kLanes * V::kLanes;
+    const int part = static_cast<int>(count - whole);
+    for (std::int64_t p = 0; p < k; ++p) {
+      const float* row = from.data + p * from.k_step;
+      float* to = dst + p * dst_step;
+      for (std::int64_t i = 0; i < whole; i += V::kLanes) V::store(to + i, V::load(row + i));
+      if (part > 0) V::store(to + whole, V::load_part(row + whole, part));
+    }
+  }
+
+  static void pack_transposed(const Operand& from, std::int64_t count, std::int64_t k, std::int64_t dst_step,
+                              float* dst) {
+    const float* rows[V::kLanes];
+    for (int i = 0; i < V::kLanes; ++i) rows[i] = from.data + (i < count ? i : count - 1) * from.step;
+    std::int64_t p = 0;
+    for (; p + 4 <= k; p += 4) V::transpose4(rows, p, dst + p * dst_step, dst_step);
+    for (; p < k; ++p) {
+      for (int i = 0; i < V::kLanes; ++i) dst[p * dst_step + i] = rows[i][p];
+    }
+  }
+
+  static double multiply_add_chains(std::int64_t rounds) {
+    constexpr int kChains = 14;
+    // Operands the compiler cannot see through, else it finds the chains alike and keeps one.
+    float factor = 0.5F, term = 0.5F, start[kChains] = {};
+    asm volatile("" : "+m"(factor), "+m"(term), "+m"(start));
+    const Type f = V::broadcast(&factor), t = V::broadcast(&term);
+    Type sums[kChains];
+    unrolled<kChains>([&]<int c>() __attribute__((always_inline)) { sums[c] = V::broadcast(start + c); });
+    for (std::int64_t i = 0; i < rounds; ++i) {
+      unrolled<kChains>([&]<int c>() __attribute__((always_inline)) { sums[c] = V::fma(sums[c], f, t); });
+    }
+    unrolled<kChains - 1>([&]<int c>() __attribute__((always_inline)) { sums[0] = V::add(sums[0], sums[c + 1]); });
+    float sink[V::kLanes];
+    V::store(sink, sums[0]);
+    asm volatile("" : : "m"(sink));
+    return 2.0 * kChains * V::kLanes * static_cast<double>(rounds);
+  }
+
+  static constexpr Kernel kernel(const char* name) {
+    return {name, V::kRows, kPanel, V::kStepA, &multiply, &pack, &multiply_add_chains};
+  }
+};
+
+}  // namespace trainer::ops::kernel
