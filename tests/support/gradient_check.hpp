@@ -32,8 +32,8 @@ inline std::vector<Values> central_differences(const VectorFunction& f, Values x
   return jacobian;
 }
 
-/// What a function computed in float may miss, to first order, if k roundings lie on the longest way from an operand to a
-/// result: k·u·(|y_j| + Σ_i |x_i·J_ij|), since each rounding is a relative change of u in an operand or the result.
+/// What a function computed in float may miss, to first order, if k roundings lie on the longest way from an operand to
+/// a result: k·u·(|y_j| + Σ_i |x_i·J_ij|), since each rounding is a relative change of u in an operand or the result.
 inline Values forward_bounds(const std::vector<Values>& jacobian, const Values& x, const Values& y, double k) {
   Values bounds(y.size());
   for (std::size_t j = 0; j < y.size(); ++j) {
@@ -45,7 +45,7 @@ inline Values forward_bounds(const std::vector<Values>& jacobian, const Values& 
 }
 
 struct Gradient {
-  Values value;   // Σ_j J_ij·dy_j
+  Values value;  // Σ_j J_ij·dy_j
   Values bounds;  // k·u·(Σ_j |J_ij·dy_j| + the largest such sum, which covers cancellation inside of J), and 1e-9 for J
 };
 
