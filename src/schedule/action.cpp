@@ -1,6 +1,7 @@
 // Actions and tables as text: "2F0" and back, and a table as comma-separated rows.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
 #include <charconv>
 

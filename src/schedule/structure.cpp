@@ -73,6 +73,14 @@ class Table {
     return sentence + "\n" + excerpt(schedule_, static_cast<std::size_t>(rank), static_cast<std::size_t>(position));
   }
 
+  /// The same for an action that is missing: the line around the micro-batch before, or the row's first actions.
+  std::string near(std::string sentence, const std::vector<std::int32_t>& places, StageId stage, MicroBatchId i) const {
+    const std::int32_t before = i.value > 0 ? places[channels_.cell(stage, i) - 1] : kMissing;
+    return sentence + "\n" +
+           excerpt(schedule_, static_cast<std::size_t>(rank_of(stage)), static_cast<std::size_t>(std::max(before, 0)),
+                   false);
+  }
+
   template <class Visit>  // Fault visit(action, rank, position)
   Fault for_each_action(Visit&& visit) const {
     for (std::size_t r = 0; r < schedule_.ranks.size(); ++r) {
@@ -154,14 +162,15 @@ class Table {
       const auto name = [&](ActionKind kind) { return to_string(Action{stage, kind, i}); };
       const std::int32_t rank = rank_of(stage);
       if (forward_[cell] == kMissing) {
-        return fmt::format("{} is missing from rank {}", name(ActionKind::Forward), rank);
+        return near(fmt::format("{} is missing from rank {}", name(ActionKind::Forward), rank), forward_, stage, i);
       }
       if (schedule_.forward_only) return std::nullopt;
       const std::int32_t input = input_gradient_[cell];
       const std::int32_t weight = weight_gradient_[cell];
       if (input == kMissing && weight == kMissing) {
-        return fmt::format("{} (or {} and {}) is missing from rank {}", name(ActionKind::Backward),
-                           name(ActionKind::BackwardInput), name(ActionKind::BackwardWeight), rank);
+        return near(fmt::format("{} (or {} and {}) is missing from rank {}", name(ActionKind::Backward),
+                                name(ActionKind::BackwardInput), name(ActionKind::BackwardWeight), rank),
+                    input_gradient_, stage, i);
       }
       if (input == kMissing) {
         return at(fmt::format("{} on rank {} lacks its {}", name(ActionKind::BackwardWeight), rank,
@@ -315,7 +324,7 @@ std::optional<std::string> structural_fault(const Schedule& schedule) {
   return Table(schedule).fault();
 }
 
-std::string excerpt(const Schedule& schedule, std::size_t rank, std::size_t position) {
+std::string excerpt(const Schedule& schedule, std::size_t rank, std::size_t position, bool marked) {
   constexpr std::size_t kAround = 4;
   const std::vector<Action>& row = schedule.ranks[rank];
   const std::size_t begin = position > kAround ? position - kAround : 0;
@@ -324,7 +333,7 @@ std::string excerpt(const Schedule& schedule, std::size_t rank, std::size_t posi
   if (begin > 0) line += " ...";
   for (std::size_t i = begin; i < end; ++i) {
     const std::string name = to_string(row[i]);
-    line += i == position ? " [" + name + "]" : " " + name;
+    line += marked && i == position ? " [" + name + "]" : " " + name;
   }
   if (end < row.size()) line += " ...";
   return line;

@@ -1,6 +1,7 @@
 // Tables that several suites use.
 #pragma once
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 #include <vector>

@@ -1,8 +1,12 @@
 // The verifier on tables that are broken by hand, one promise at a time.
 #include <doctest/doctest.h>
 
+#include <algorithm>
+#include <tuple>
+
 #include "replay.hpp"
 #include "tables.hpp"
+#include "trainer/core/error.hpp"
 
 using namespace trainer;
 using namespace trainer::schedule;
@@ -44,11 +48,17 @@ TEST_CASE("a missing or doubled action is named with its place") {
 
   Schedule bad = good;
   erase(bad, "1F1");
-  CHECK(fault_of(bad) == "1F1 is missing from rank 1");
+  CHECK(fault_of(bad) ==
+        "1F1 is missing from rank 1\n"
+        "  rank 1: 1RECV_F0 1F0 1SEND_F0 1RECV_F1 1SEND_F1 1RECV_B0 ...");
 
   bad = good;
   erase(bad, "0B1");
-  CHECK(fault_of(bad) == "0B1 (or 0I1 and 0W1) is missing from rank 0");
+  CHECK(fault_of(bad) ==
+        "0B1 (or 0I1 and 0W1) is missing from rank 0\n"
+        "  rank 0: ... 0SEND_F0 0F1 0SEND_F1 0RECV_B0 0B0 0RECV_B1 0REDUCE_GRAD");
+  bad.ranks[0].clear();
+  CHECK(fault_of(bad) == "0F0 is missing from rank 0\n  rank 0:");
 
   bad = good;
   erase(bad, "1W0");
@@ -223,6 +233,17 @@ TEST_CASE("a circle of three ranks is told whole") {
   CHECK(has(told, "rank 0 stands at 3RECV_F0 (action 0 of 4): waits for 2SEND_F0 of rank 2"));
   CHECK(has(told, "rank 1 stands at 1RECV_F0 (action 0 of 3): waits for 0SEND_F0 of rank 0"));
   CHECK(has(told, "rank 2 stands at 2RECV_F0 (action 0 of 3): waits for 1SEND_F0 of rank 1"));
+}
+
+TEST_CASE("the simulator refuses what cannot run") {
+  const std::vector<StageTimes> times(2);
+  const Schedule bad = table(1, {0, 1}, {"0F0 0RECV_B0 0SEND_F0 0B0", "1RECV_F0 1F0 1B0 1SEND_B0"});
+  CHECK_THROWS_AS(simulate(bad, times), Error);
+  CHECK_THROWS_AS(simulate(table(1, {0, 1}, {"0F0", "1F0 1B0"}), times), Error);
+  CHECK_THROWS_AS(simulate(one_f_one_b({3, 1, true}), times), Error);
+  CHECK_THROWS_AS(draw(one_f_one_b({3, 1, true}), times), Error);
+  CHECK_THROWS_AS(one_f_one_b({0, 1, true}), Error);
+  CHECK_THROWS_AS(gpipe({1, 0, true}), Error);
 }
 
 TEST_CASE("a table that stands still is drawn up to there") {
