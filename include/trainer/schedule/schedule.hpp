@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "trainer/core/id.hpp"
@@ -62,26 +63,31 @@ Schedule forward_only(const PipelineShape& shape);  // evaluation
 
 // Passes: Schedule → Schedule.
 /// Adds a send right behind the action that makes a value (I or B for gradients) and a receive right before the one
-/// that needs it, where producer and consumer sit on different ranks.
+/// that needs it, where producer and consumer sit on different ranks. Sends and receives already there are replaced.
 Schedule add_communication(const Schedule& schedule);
-/// Adds one ReduceGradients a stage, behind its last weight gradient.
+/// Adds one ReduceGradients a stage, behind its last weight gradient and the send that follows it, so that a neighbour
+/// never waits for the reduction. Those already there are replaced. The two passes commute.
 Schedule add_reductions(const Schedule& schedule);
 
 /// Where each micro-batch's buffers live, per stage. A receive is posted when the one before it (same stage and
 /// direction) has completed, the first at the start of the step; its buffer is taken from that moment. Slots are
-/// coloured greedily over those intervals of the rank's own table, so a post never has to wait for a free slot.
+/// coloured greedily over those intervals of the rank's own table, so a post never has to wait for a free slot, and no
+/// colouring has fewer. An interval covers its first and last action. Where a neighbouring stage sits on the same rank,
+/// the action that makes the value stands for the posted receive. A micro-batch that needs no buffer of a kind has slot
+/// −1.
 struct StageSlots {
-  /// Activations that I needs: from forward (or the posted receive) to I or B (forward only: to F).
+  /// Activations that only I reads: from forward to I or B (forward only: to F).
   std::vector<std::int32_t> activation;  // [micro_batch] → slot
   std::int32_t activation_count = 0;
-  /// Activations that W needs: from forward (or the posted receive) to W or B.
+  /// Activations that W reads, the stage's inputs among them: from the posted receive (first stage: from forward) to W
+  /// or B (forward only: to F).
   std::vector<std::int32_t> weight_input;
   std::int32_t weight_input_count = 0;
-  /// Output gradients that I leaves for W: from I to W; joined B uses one for its own time.
+  /// Output gradients that I leaves for W: from I to W; joined B uses one for its own time. Forward only: none.
   std::vector<std::int32_t> weight_gradient;
   std::int32_t weight_gradient_count = 0;
-  /// Received gradients of the stage's outputs: from the posted receive to the end of I or B (to W where I and W are
-  /// apart, since W may read it).
+  /// Received gradients of the stage's outputs: from the posted receive to B (to W where I and W are apart, since W may
+  /// read it). Last stage and forward only: none.
   std::vector<std::int32_t> output_gradient;
   std::int32_t output_gradient_count = 0;
 };
@@ -95,9 +101,11 @@ struct Violation {
   std::string message;
 };
 /// Checks, in this order: every stage and micro-batch forward once and backward once (B, or I before W) on the rank
-/// that holds the stage; F before I; W (and B) of a stage in ascending micro-batch; each send matched by one receive
-/// and the reverse; no deadlock under rendezvous sends, with posted receives and send rings as the executor has them
-/// (see StageSlots). nullopt: valid. A deadlock names the smallest cycle as ranks, actions and peers.
+/// that holds the stage; F before I; W (and B) of a stage in ascending micro-batch, and its reduction (if any stage has
+/// one) behind them; each send matched by one receive and the reverse, behind what makes the value and before what
+/// needs it, wherever neighbouring stages sit on different ranks; no deadlock under rendezvous sends, with posted
+/// receives and send rings as the executor has them (see StageSlots). nullopt: valid, the executor can run it. A
+/// deadlock names the smallest cycle as ranks, actions and peers. Linear in the number of actions.
 std::optional<Violation> verify(const Schedule& schedule);
 
 /// Times for the simulator, seconds.
@@ -110,7 +118,12 @@ struct Timing {
   std::vector<std::vector<double>> start;  // [rank][action] when each began
   double bubble() const;                   // 1 − Σ busy / (ranks · step)
 };
-/// Runs the table with these times a stage and a time a message takes; receives cost nothing to the receiver.
+/// Runs the table with these times (one entry a stage) and a time a message takes; receives cost nothing to the
+/// receiver. A table without communication is timed as add_communication would complete it. The table must be valid.
 Timing simulate(const Schedule& schedule, const std::vector<StageTimes>& times, double transfer = 0);
+
+/// For people: a row a rank, time from left to right, cells like "F0" and "B0---" ("2F0" where a rank holds several
+/// stages), dots where the rank idles. A table that stands still is drawn up to there, with the actions that wait.
+std::string draw(const Schedule& schedule, const std::vector<StageTimes>& times);
 
 }  // namespace trainer::schedule

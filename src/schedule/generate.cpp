@@ -1,0 +1,86 @@
+// The generators: published orders of compute actions, one stage a rank.
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "trainer/core/error.hpp"
+#include "trainer/schedule/schedule.hpp"
+
+namespace trainer::schedule {
+namespace {
+
+Schedule empty_table(const PipelineShape& shape) {
+  if (shape.stages < 1 || shape.micro_batches < 1) {
+    internal_error(fmt::format("a pipeline of {} stages and {} micro-batches; both must be at least 1", shape.stages,
+                               shape.micro_batches));
+  }
+  Schedule schedule;
+  schedule.stages = shape.stages;
+  schedule.micro_batches = shape.micro_batches;
+  for (std::int64_t s = 0; s < shape.stages; ++s) schedule.rank_of_stage.push_back(static_cast<std::int32_t>(s));
+  schedule.ranks.resize(static_cast<std::size_t>(shape.stages));
+  return schedule;
+}
+
+/// Appends to the row of one stage, which is also its rank.
+class RowWriter {
+ public:
+  RowWriter(const PipelineShape& shape, std::int64_t stage, std::vector<Action>& row)
+      : stage_(stage), split_(shape.split_backward && stage > 0), row_(row) {
+    row_.reserve(static_cast<std::size_t>(shape.micro_batches) * (split_ ? 3 : 2));
+  }
+
+  void forward(std::int64_t micro_batch) { add(ActionKind::Forward, micro_batch); }
+  void backward(std::int64_t micro_batch) {
+    if (!split_) return add(ActionKind::Backward, micro_batch);
+    add(ActionKind::BackwardInput, micro_batch);
+    add(ActionKind::BackwardWeight, micro_batch);
+  }
+
+ private:
+  void add(ActionKind kind, std::int64_t micro_batch) {
+    row_.push_back({StageId(stage_), kind, MicroBatchId(micro_batch)});
+  }
+
+  std::int64_t stage_;
+  bool split_;
+  std::vector<Action>& row_;
+};
+
+}  // namespace
+
+Schedule gpipe(const PipelineShape& shape) {
+  Schedule schedule = empty_table(shape);
+  for (std::int64_t s = 0; s < shape.stages; ++s) {
+    RowWriter row(shape, s, schedule.ranks[static_cast<std::size_t>(s)]);
+    for (std::int64_t i = 0; i < shape.micro_batches; ++i) row.forward(i);
+    for (std::int64_t i = 0; i < shape.micro_batches; ++i) row.backward(i);
+  }
+  return schedule;
+}
+
+Schedule one_f_one_b(const PipelineShape& shape) {
+  Schedule schedule = empty_table(shape);
+  for (std::int64_t s = 0; s < shape.stages; ++s) {
+    RowWriter row(shape, s, schedule.ranks[static_cast<std::size_t>(s)]);
+    const std::int64_t warm_up = std::min(shape.stages - 1 - s, shape.micro_batches);
+    for (std::int64_t i = 0; i < warm_up; ++i) row.forward(i);
+    for (std::int64_t i = 0; i < shape.micro_batches; ++i) {
+      if (warm_up + i < shape.micro_batches) row.forward(warm_up + i);
+      row.backward(i);
+    }
+  }
+  return schedule;
+}
+
+Schedule forward_only(const PipelineShape& shape) {
+  Schedule schedule = empty_table(shape);
+  schedule.forward_only = true;
+  for (std::int64_t s = 0; s < shape.stages; ++s) {
+    RowWriter row(shape, s, schedule.ranks[static_cast<std::size_t>(s)]);
+    for (std::int64_t i = 0; i < shape.micro_batches; ++i) row.forward(i);
+  }
+  return schedule;
+}
+
+}  // namespace trainer::schedule

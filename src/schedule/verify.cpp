@@ -1,0 +1,89 @@
+// Proves that a table can be run, or says why not.
+#include <fmt/format.h>
+
+#include "engine.hpp"
+#include "structure.hpp"
+#include "trainer/schedule/schedule.hpp"
+
+namespace trainer::schedule {
+namespace {
+
+/// The rank that has to move before this one can.
+std::size_t awaited_rank(const Engine& engine, std::size_t rank) {
+  const Gate gate = engine.gate(rank);
+  const Channels& channels = engine.channels();
+  const std::int64_t channel = channels.channel_of(gate.message);
+  const bool receiver = gate.obstacle == Obstacle::RingUnposted;
+  return static_cast<std::size_t>(receiver ? channels.receiver_rank(channel) : channels.sender_rank(channel));
+}
+
+std::string reason(const Engine& engine, std::size_t rank) {
+  const Gate gate = engine.gate(rank);
+  const Channels& channels = engine.channels();
+  const std::int64_t channel = channels.channel_of(gate.message);
+  const MicroBatchId i = channels.micro_batch_of(gate.message);
+  const std::string send = to_string(Channels::send(channel, i));
+  switch (gate.obstacle) {
+    case Obstacle::NotSent:
+      return fmt::format("waits for {} of rank {}", send, channels.sender_rank(channel));
+    case Obstacle::NotProduced:
+      return fmt::format("needs micro-batch {} of stage {}, which comes later in the same row", i.value,
+                         Channels::sender(channel).value);
+    case Obstacle::RingUnsent:
+      return fmt::format("needs the send buffer that {} would free, which comes later in the same row", send);
+    case Obstacle::RingUnposted:
+      return fmt::format("needs the send buffer of {}, which waits until rank {} posts {}", send,
+                         channels.receiver_rank(channel), to_string(Channels::receive(channel, i)));
+    case Obstacle::None:
+      break;
+  }
+  return "can run";
+}
+
+/// Each standing rank waits for exactly one rank, and never for a finished one, so walking on ends in a cycle.
+std::vector<std::size_t> smallest_cycle(const Engine& engine, std::size_t ranks) {
+  std::vector<std::size_t> seen_in(ranks, 0);  // number of the walk that passed here, from 1
+  std::vector<std::size_t> smallest;
+  for (std::size_t first = 0; first < ranks; ++first) {
+    std::size_t rank = first;
+    if (engine.done(rank)) continue;
+    while (seen_in[rank] == 0) {
+      seen_in[rank] = first + 1;
+      rank = awaited_rank(engine, rank);
+    }
+    if (seen_in[rank] != first + 1) continue;
+    std::vector<std::size_t> cycle{rank};
+    for (std::size_t r = awaited_rank(engine, rank); r != rank; r = awaited_rank(engine, r)) cycle.push_back(r);
+    if (smallest.empty() || cycle.size() < smallest.size()) smallest = std::move(cycle);
+  }
+  return smallest;
+}
+
+std::string describe_deadlock(const Schedule& schedule, const Engine& engine) {
+  const std::vector<std::size_t> cycle = smallest_cycle(engine, schedule.ranks.size());
+  std::string text = cycle.size() == 1
+                         ? fmt::format("deadlock: rank {} waits for itself", cycle[0])
+                         : fmt::format("deadlock: {} ranks wait for each other in a circle", cycle.size());
+  for (std::size_t rank : cycle) {
+    const std::size_t at = engine.position(rank);
+    text += fmt::format("\n  rank {} stands at {} (action {} of {}): {}", rank, to_string(schedule.ranks[rank][at]), at,
+                        schedule.ranks[rank].size(), reason(engine, rank));
+  }
+  for (std::size_t rank : cycle) text += "\n" + excerpt(schedule, rank, engine.position(rank));
+  return text;
+}
+
+}  // namespace
+
+std::optional<Violation> verify(const Schedule& schedule) {
+  if (std::optional<std::string> fault = structural_fault(schedule)) return Violation{*std::move(fault)};
+  const std::vector<StageTimes> times(static_cast<std::size_t>(schedule.stages));
+  Engine engine(schedule, times, 0);
+  engine.run();
+  for (std::size_t r = 0; r < schedule.ranks.size(); ++r) {
+    if (!engine.done(r)) return Violation{describe_deadlock(schedule, engine)};
+  }
+  return std::nullopt;
+}
+
+}  // namespace trainer::schedule
