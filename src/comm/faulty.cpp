@@ -16,6 +16,7 @@ using Clock = std::chrono::steady_clock;
 
 // Which messages must keep their order among themselves.
 struct Lane {
+  int communicator = 0;
   bool send = false;
   int peer = 0;
   int tag = 0;
@@ -24,7 +25,8 @@ struct Lane {
 
 class FaultyTransfer;
 
-// The delays of one communicator and the transfers whose start it holds back.
+// The delays of a communicator and of all that are split off it, and the transfers whose starts are held back. Shared,
+// because polling any transfer makes all of them progress, as in MPI.
 class Delays {
  public:
   Delays(std::uint64_t seed, int rank, double max_seconds)
@@ -39,12 +41,17 @@ class Delays {
   }
   void hold_back(FaultyTransfer* transfer) { held_.push_back(transfer); }
   void forget(FaultyTransfer* transfer) { held_.remove(transfer); }
-  void start_due();
+  void start_due() { start_those_due(Clock::now()); }
+  void start_all() { start_those_due(Clock::time_point::max()); }
+  int next_communicator() { return communicators_++; }
 
  private:
+  void start_those_due(Clock::time_point now);
+
   RandomStream stream_;
   double max_seconds_;
   std::uint64_t draws_ = 0;
+  int communicators_ = 0;
   std::list<FaultyTransfer*> held_;  // in the order of their starts
 };
 
@@ -91,8 +98,7 @@ class FaultyTransfer final : public Transfer {
   Clock::time_point due_;
 };
 
-void Delays::start_due() {
-  const Clock::time_point now = Clock::now();
+void Delays::start_those_due(Clock::time_point now) {
   for (auto it = held_.begin(); it != held_.end();) {
     const auto same_lane = [&](const FaultyTransfer* earlier) { return earlier->lane() == (*it)->lane(); };
     if (!(*it)->due(now) || std::any_of(held_.begin(), it, same_lane)) {
@@ -106,13 +112,10 @@ void Delays::start_due() {
 
 class FaultyCommunicator final : public Communicator {
  public:
-  FaultyCommunicator(Communicator& inner, std::uint64_t seed, double max_delay_seconds)
-      : inner_(inner),
-        seed_(seed),
-        max_delay_seconds_(max_delay_seconds),
-        delays_(std::make_shared<Delays>(seed, inner.rank(), max_delay_seconds)) {}
-  FaultyCommunicator(std::unique_ptr<Communicator> inner, std::uint64_t seed, double max_delay_seconds)
-      : FaultyCommunicator(*inner, seed, max_delay_seconds) {
+  FaultyCommunicator(Communicator& inner, std::shared_ptr<Delays> delays)
+      : inner_(inner), delays_(std::move(delays)), id_(delays_->next_communicator()) {}
+  FaultyCommunicator(std::unique_ptr<Communicator> inner, std::shared_ptr<Delays> delays)
+      : FaultyCommunicator(*inner, std::move(delays)) {
     owned_ = std::move(inner);
   }
 
@@ -121,38 +124,43 @@ class FaultyCommunicator final : public Communicator {
   int max_tag() const override { return inner_.max_tag(); }
 
   std::unique_ptr<Transfer> make_send(const void* data, std::size_t bytes, int peer, int tag) override {
-    return std::make_unique<FaultyTransfer>(delays_, inner_.make_send(data, bytes, peer, tag), Lane{true, peer, tag});
+    return wrap(inner_.make_send(data, bytes, peer, tag), Lane{id_, true, peer, tag});
   }
   std::unique_ptr<Transfer> make_receive(void* data, std::size_t bytes, int peer, int tag) override {
-    return std::make_unique<FaultyTransfer>(delays_, inner_.make_receive(data, bytes, peer, tag),
-                                            Lane{false, peer, tag});
+    return wrap(inner_.make_receive(data, bytes, peer, tag), Lane{id_, false, peer, tag});
   }
 
-  void barrier() override { inner_.barrier(); }
-  void sum(std::span<double> values) override { inner_.sum(values); }
-  void max(std::span<double> values) override { inner_.max(values); }
-  void broadcast(std::span<std::byte> bytes, int root) override { inner_.broadcast(bytes, root); }
-  std::vector<std::string> gather_strings(const std::string& mine) override { return inner_.gather_strings(mine); }
-  std::unique_ptr<Communicator> split(int color, int key) override { return wrap(inner_.split(color, key)); }
-  std::unique_ptr<Communicator> split_node() override { return wrap(inner_.split_node()); }
+  void barrier() override { inner().barrier(); }
+  void sum(std::span<double> values) override { inner().sum(values); }
+  void max(std::span<double> values) override { inner().max(values); }
+  void broadcast(std::span<std::byte> bytes, int root) override { inner().broadcast(bytes, root); }
+  std::vector<std::string> gather_strings(const std::string& mine) override { return inner().gather_strings(mine); }
+  std::unique_ptr<Communicator> split(int color, int key) override { return wrap(inner().split(color, key)); }
+  std::unique_ptr<Communicator> split_node() override { return wrap(inner().split_node()); }
 
  private:
+  // For a blocking call, which polls no transfer of ours: what others may be waiting for must be on its way.
+  Communicator& inner() {
+    delays_->start_all();
+    return inner_;
+  }
+  std::unique_ptr<Transfer> wrap(std::unique_ptr<Transfer> transfer, const Lane& lane) {
+    return std::make_unique<FaultyTransfer>(delays_, std::move(transfer), lane);
+  }
   std::unique_ptr<Communicator> wrap(std::unique_ptr<Communicator> part) {
-    return std::make_unique<FaultyCommunicator>(std::move(part), seed_ + ++parts_, max_delay_seconds_);
+    return std::make_unique<FaultyCommunicator>(std::move(part), delays_);
   }
 
   std::unique_ptr<Communicator> owned_;  // a part that was split off here
   Communicator& inner_;
-  std::uint64_t seed_;
-  double max_delay_seconds_;
   std::shared_ptr<Delays> delays_;
-  std::uint64_t parts_ = 0;
+  int id_;
 };
 
 }  // namespace
 
 std::unique_ptr<Communicator> make_faulty(Communicator& inner, std::uint64_t seed, double max_delay_seconds) {
-  return std::make_unique<FaultyCommunicator>(inner, seed, max_delay_seconds);
+  return std::make_unique<FaultyCommunicator>(inner, std::make_shared<Delays>(seed, inner.rank(), max_delay_seconds));
 }
 
 }  // namespace trainer::comm

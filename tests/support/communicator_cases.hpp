@@ -11,20 +11,17 @@
 #include <vector>
 
 #include "trainer/comm/communicator.hpp"
-#include "trainer/core/random.hpp"
 
 namespace trainer::test {
 
 /// Rank `rank`'s addend: numbers of mixed sign and size, whose float sums depend on the order.
 inline std::vector<float> addend(int rank, std::int64_t count) {
-  const RandomStream stream(static_cast<std::uint64_t>(rank) + 1, "addend");
   std::vector<float> values(static_cast<std::size_t>(count));
-  std::uint64_t word = 0;
   for (std::size_t i = 0; i < values.size(); ++i) {
-    if (i % 2 == 0) word = stream.bits(i / 2);
-    const auto half = static_cast<std::uint32_t>(i % 2 == 0 ? word : word >> 32);
-    const int exponent = static_cast<int>(half & 15) - 8;
-    values[i] = std::ldexp(static_cast<float>(static_cast<std::int32_t>(half)) * 0x1p-31f, exponent);
+    std::uint64_t h = (i + 1) * 0x9e3779b97f4a7c15ull + static_cast<std::uint64_t>(rank) * 0xbf58476d1ce4e5b9ull;
+    h = (h ^ (h >> 29)) * 0x94d049bb133111ebull;
+    const auto mantissa = static_cast<std::int32_t>(h >> 32);
+    values[i] = static_cast<float>(mantissa) * (1.0F / static_cast<float>(1 << (h >> 17 & 15)));
   }
   return values;
 }
@@ -106,8 +103,8 @@ inline void check_tags_out_of_order(comm::Communicator& comm) {
     for (std::size_t k = sends.size(); k-- > 0;) sends[k]->start();
     for (auto& r : received) std::fill(r.begin(), r.end(), -1);
     for (auto& r : receives) r->start();
-    for (auto& r : receives) comm::wait(*r, {"message"});
-    for (auto& s : sends) comm::wait(*s, {"message"});
+    for (auto& r : receives) comm::wait(*r, {"a message out of order"});
+    for (auto& s : sends) comm::wait(*s, {"a message out of order"});
     i = 0;
     for (int peer = 0; peer < ranks; ++peer) {
       for (int t = 0; peer != me && t < kTags; ++t) {
@@ -133,7 +130,7 @@ inline void check_order_in_one_lane(comm::Communicator& comm) {
     transfers.push_back(comm.make_receive(in[i].data(), sizes[i], previous, 1));
   }
   for (auto& t : transfers) t->start();
-  for (auto& t : transfers) comm::wait(*t, {"message"});
+  for (auto& t : transfers) comm::wait(*t, {"a message in its order"});
   for (std::size_t i = 0; i < sizes.size(); ++i) CHECK(in[i] == out[i]);
 }
 
@@ -154,9 +151,9 @@ inline void check_interleaved(comm::Communicator& comm) {
     out.assign(out.size(), comm.rank() * 1000 + round);
     receive->start();
     send->start();
-    comm::wait(*receive, {"message"});
+    comm::wait(*receive, {"a message during an all-reduce"});
     all_reduce->test();
-    comm::wait(*send, {"message"});
+    comm::wait(*send, {"a message during an all-reduce"});
     CHECK(in == std::vector<double>(in.size(), previous * 1000 + round));
   }
   comm::wait(*all_reduce, {"all-reduce"});
@@ -220,7 +217,8 @@ inline void check_split(comm::Communicator& comm) {
     const auto send = comm.make_send(&out[0], sizeof(int), next, 0);
     const auto send_twin = twin->make_send(&out[1], sizeof(int), next, 0);
     for (auto* t : {receive_twin.get(), receive.get(), send.get(), send_twin.get()}) t->start();
-    for (auto* t : {receive_twin.get(), receive.get(), send.get(), send_twin.get()}) comm::wait(*t, {"message"});
+    for (auto* t : {receive_twin.get(), receive.get(), send.get(), send_twin.get()})
+      comm::wait(*t, {"a message of a part"});
     CHECK(in == out);
   }
   const auto node = comm.split_node();
