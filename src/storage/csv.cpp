@@ -74,8 +74,10 @@ Header read_header(CsvReader& reader, const config::CsvData& data) {
     const std::string near = nearest_word(data.target, header.names);
     throw data_error(
         data.path,
-        fmt::format("line {}: the target column '{}' is not in the header{}; the columns are {}", reader.line(),
-                    data.target, near.empty() ? "" : fmt::format(", the nearest is '{}'", near), join(header.names)));
+        fmt::format("line {}: the target column '{}' is not in the header{}; the columns are {} "
+                    "(delimiter '{}')",
+                    reader.line(), data.target, near.empty() ? "" : fmt::format(", the nearest is '{}'", near),
+                    join(header.names), data.delimiter));
   }
   header.target = static_cast<std::size_t>(found - header.names.begin());
   return header;
@@ -141,56 +143,69 @@ std::vector<std::int32_t> Labels::classes(const std::string& path, const std::st
   return classes;
 }
 
+/// What was read.
+struct Table {
+  SampleKind kind;
+  std::vector<float> features;       // [samples, kind.features]
+  std::vector<std::int32_t> labels;  // [samples] for classification
+  std::vector<float> values;         // [samples] for regression
+  std::vector<std::string> names;    // of the classes, when they are no integers
+};
+
 class CsvDataset final : public Dataset {
  public:
-  SampleKind kind_;
-  std::vector<float> features_;       // [samples, kind_.features]
-  std::vector<std::int32_t> labels_;  // [samples] when kind_.classes > 0
-  std::vector<float> values_;         // [samples] otherwise
-  std::vector<std::string> names_;    // of the classes, when they are no integers
+  explicit CsvDataset(Table table) : table_(std::move(table)) {}
 
-  const SampleKind& kind() const override { return kind_; }
-  std::int64_t size() const override { return static_cast<std::int64_t>(std::max(labels_.size(), values_.size())); }
+  const SampleKind& kind() const override { return table_.kind; }
+  std::int64_t size() const override {
+    return static_cast<std::int64_t>(std::max(table_.labels.size(), table_.values.size()));
+  }
 
   void read(std::int64_t sample, const SampleTarget& to) const override {
     if (sample < 0 || sample >= size()) internal_error("a sample outside of the data set");
-    std::copy_n(features_.data() + sample * kind_.features, kind_.features, to.features);
-    if (kind_.classes > 0) {
-      to.labels[0] = labels_[static_cast<std::size_t>(sample)];
+    std::copy_n(table_.features.data() + sample * table_.kind.features, table_.kind.features, to.features);
+    if (table_.kind.classes > 0) {
+      to.labels[0] = table_.labels[static_cast<std::size_t>(sample)];
     } else {
-      to.values[0] = values_[static_cast<std::size_t>(sample)];
+      to.values[0] = table_.values[static_cast<std::size_t>(sample)];
     }
   }
 
   std::size_t bytes() const override {
-    return (features_.capacity() + values_.capacity()) * sizeof(float) + labels_.capacity() * sizeof(std::int32_t);
+    return (table_.features.capacity() + table_.values.capacity()) * sizeof(float) +
+           table_.labels.capacity() * sizeof(std::int32_t);
   }
+
   std::string decode(std::int32_t label) const override {
-    if (label < 0 || label >= kind_.classes) return {};
-    return names_.empty() ? std::to_string(label) : names_[static_cast<std::size_t>(label)];
+    if (label < 0 || label >= table_.kind.classes) return {};
+    return table_.names.empty() ? std::to_string(label) : table_.names[static_cast<std::size_t>(label)];
   }
+
+ private:
+  Table table_;
 };
 
 /// Reads the rows below the header.
 class Loader {
  public:
   Loader(CsvReader& reader, const Header& header, const config::CsvData& data)
-      : reader_(reader), header_(header), data_(data), set_(std::make_unique<CsvDataset>()) {}
+      : reader_(reader), header_(header), data_(data) {}
 
-  std::unique_ptr<CsvDataset> load(const ModelInput& model) {
+  Table load(const ModelInput& model) {
     std::vector<CsvField> record;
     while (reader_.next(record)) add(record);
-    if (set_->size() == 0) throw data_error(data_.path, "there is a header but no row below it");
-    set_->kind_.features = static_cast<std::int64_t>(header_.names.size()) - 1;
+    if (table_.labels.empty() && table_.values.empty())
+      throw data_error(data_.path, "there is a header but no row below it");
+    table_.kind.features = static_cast<std::int64_t>(header_.names.size()) - 1;
     if (data_.task == config::TaskKind::Regression) {
-      set_->kind_.target_features = 1;
+      table_.kind.target_features = 1;
     } else {
-      const auto classes = labels_.classes(data_.path, header_.names[header_.target], model.outputs, set_->names_);
-      for (std::int32_t& label : set_->labels_) label = classes[static_cast<std::size_t>(label)];
-      set_->kind_.classes = *std::max_element(classes.begin(), classes.end()) + 1;
+      const auto classes = labels_.classes(data_.path, header_.names[header_.target], model.outputs, table_.names);
+      for (std::int32_t& label : table_.labels) label = classes[static_cast<std::size_t>(label)];
+      table_.kind.classes = *std::max_element(classes.begin(), classes.end()) + 1;
     }
-    set_->features_.shrink_to_fit();
-    return std::move(set_);
+    table_.features.shrink_to_fit();
+    return std::move(table_);
   }
 
  private:
@@ -201,11 +216,11 @@ class Loader {
     }
     for (std::size_t c = 0; c < record.size(); ++c) {
       if (c != header_.target) {
-        set_->features_.push_back(number(record[c], c));
+        table_.features.push_back(number(record[c], c));
       } else if (data_.task == config::TaskKind::Regression) {
-        set_->values_.push_back(number(record[c], c));
+        table_.values.push_back(number(record[c], c));
       } else {
-        set_->labels_.push_back(labels_.add(std::string(text(record[c], c)), record[c].line));
+        table_.labels.push_back(labels_.add(std::string(text(record[c], c)), record[c].line));
       }
     }
   }
@@ -238,7 +253,7 @@ class Loader {
   CsvReader& reader_;
   const Header& header_;
   const config::CsvData& data_;
-  std::unique_ptr<CsvDataset> set_;
+  Table table_;
   Labels labels_;
 };
 
@@ -264,7 +279,7 @@ std::unique_ptr<Dataset> load_csv(const config::CsvData& data, const ModelInput&
   CsvReader reader({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, data.delimiter, data.path);
   const Header header = read_header(reader, data);
   check_sizes(header, data, model);
-  return Loader(reader, header, data).load(model);
+  return std::make_unique<CsvDataset>(Loader(reader, header, data).load(model));
 }
 
 }  // namespace trainer::storage
