@@ -52,13 +52,14 @@ inline std::vector<unsigned char> bytes_of(const GlobalTensor& tensor, const Box
   return bytes;
 }
 
-inline CheckpointRecord record_of(std::int64_t step) {
-  return {step, "{\"model\": {\"type\": \"mlp\"}}", "ab\xC3\xA9", "test build"};
+inline CheckpointRecord record_of(std::int64_t step, const std::string& config = R"({"model": {"type": "mlp"}})") {
+  return {step, config, "ab\xC3\xA9", "test build"};
 }
 
 /// Cuts every tensor into random boxes, deals them to `writers` shards, and commits.
 inline std::string save(storage::FileSystem& fs, const std::string& directory, std::int64_t step,
-                        const Tensors& tensors, int writers, std::uint64_t seed) {
+                        const Tensors& tensors, int writers, std::uint64_t seed,
+                        const std::string& config = record_of(0).config) {
   std::mt19937_64 random(seed);
   std::vector<std::vector<Piece>> pieces(static_cast<std::size_t>(writers));
   std::vector<std::vector<unsigned char>> memory;
@@ -74,7 +75,7 @@ inline std::string save(storage::FileSystem& fs, const std::string& directory, s
   for (int w = 0; w < writers; ++w) {
     shards.push_back(storage::write_shard(fs, partial, w, pieces[static_cast<std::size_t>(w)]));
   }
-  return storage::commit(fs, directory, record_of(step), shards);
+  return storage::commit(fs, directory, record_of(step, config), shards);
 }
 
 inline std::vector<unsigned char> read(const CheckpointReader& reader, const std::string& name,
