@@ -13,7 +13,7 @@
 #include "trainer/runtime/inference.hpp"
 #include "trainer/runtime/worker.hpp"
 #include "trainer/storage/dataset.hpp"
-#include "trainer/storage/safetensors.hpp"
+#include "trainer/storage/export.hpp"
 
 namespace trainer::app {
 

@@ -64,6 +64,8 @@ struct Misuse {
 struct Texts {
   std::string config, threads, ranks, kernels, checkpoint, format, out, prompt, tokens, temperature, top_k, seed;
   std::vector<std::string> overrides;
+  std::vector<std::int64_t> token_list;
+  std::string logits;
   bool dry_run = false, print_config = false, resume = false, overwrite = false, verify = false, json = false;
   bool help_keys = false;
 };
@@ -139,6 +141,8 @@ Subcommands add_subcommands(CLI::App& app, Texts& t) {
   add_overrides(s.eval, t);
   add_text(s.eval, "--threads", t.threads, "Threads; left out: the cores it may use", "N");
   s.eval->add_flag("--json", t.json, "Print one JSON object");
+  s.eval->add_option("--tokens", t.token_list, "Tokens, \"1,2,3\": write their logits instead")->delimiter(',')->type_name("LIST");
+  s.eval->add_option("--logits", t.logits, "Where --tokens writes them: a safetensors file")->type_name("FILE");
   s.eval->footer(std::string(kEvalExamples) + kWithoutMpiexec);
 
   s.inspect = app.add_subcommand("inspect", "Say what a checkpoint holds");
@@ -255,7 +259,10 @@ Command generate_command(const CLI::App& app, const Texts& t) {
 Command eval_command(const CLI::App& app, Texts& t) {
   require(app, "--checkpoint", t.checkpoint, "runs/gpt");
   const int threads = number(app, "--threads", t.threads, 0, 1, kMostThreads);
-  return EvalCommand{t.checkpoint, std::move(t.overrides), threads, t.json};
+  if (t.token_list.empty() != t.logits.empty()) {
+    throw Misuse{"eval", "--tokens and --logits go together: the tokens to look at, and the file for their logits"};
+  }
+  return EvalCommand{t.checkpoint, std::move(t.overrides), threads, t.json, std::move(t.token_list), t.logits};
 }
 
 Command inspect_command(const CLI::App& app, const Texts& t) {

@@ -250,6 +250,22 @@ std::string generation_config() {
 
 }  // namespace
 
+void write_safetensors(FileSystem& fs, const std::string& path, const std::vector<Piece>& tensors) {
+  std::vector<SafetensorsEntry> entries;
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    entries.push_back({tensors[i].name, tensors[i].type, tensors[i].global, i});
+  }
+  layout_safetensors(entries);
+  const std::string header = safetensors_header(entries, {{"format", "pt"}});
+  const std::unique_ptr<OutputFile> file = fs.create(path);
+  file->write(std::as_bytes(std::span<const char>(header)));
+  for (const SafetensorsEntry& entry : entries) {
+    file->write({static_cast<const std::byte*>(tensors[entry.source].data), entry.end - entry.begin});
+  }
+  file->sync();
+  file->close();
+}
+
 void export_safetensors(FileSystem& fs, const CheckpointReader& checkpoint, const std::string& out, bool overwrite) {
   OutputFolder folder(fs, out, overwrite);
   write_weights(fs, checkpoint, parameters_of(checkpoint), folder.partial() + "/" + kWeightsName);

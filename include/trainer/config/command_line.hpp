@@ -42,6 +42,8 @@ struct EvalCommand {
   std::vector<std::string> overrides;  // for example --set data.path=other.txt
   int threads = 0;
   bool json = false;
+  std::vector<std::int64_t> tokens;  // --tokens 1,2,3 with --logits FILE: their logits instead of the held-out loss
+  std::string logits;
 };
 struct InspectCommand {
   std::string checkpoint;

@@ -2,10 +2,14 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "trainer/storage/checkpoint.hpp"
 
 namespace trainer::storage {
+
+/// One safetensors file of whole tensors, in the reference order. Throws Error(Storage).
+void write_safetensors(FileSystem& fs, const std::string& path, const std::vector<Piece>& tensors);
 
 /// One model.safetensors with the model's own parameter names, whole tensors, reference write order.
 /// `out` is a directory, made anew; refuses one that exists unless `overwrite`. Written beside and renamed.
