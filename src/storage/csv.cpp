@@ -163,10 +163,12 @@ class CsvDataset final : public Dataset {
 
   void read(std::int64_t sample, const SampleTarget& to) const override {
     if (sample < 0 || sample >= size()) internal_error("a sample outside of the data set");
-    std::copy_n(table_.features.data() + sample * table_.kind.features, table_.kind.features, to.features);
-    if (table_.kind.classes > 0) {
+    if (to.features != nullptr) {
+      std::copy_n(table_.features.data() + sample * table_.kind.features, table_.kind.features, to.features);
+    }
+    if (to.labels != nullptr && table_.kind.classes > 0) {
       to.labels[0] = table_.labels[static_cast<std::size_t>(sample)];
-    } else {
+    } else if (to.values != nullptr && table_.kind.classes == 0) {
       to.values[0] = table_.values[static_cast<std::size_t>(sample)];
     }
   }

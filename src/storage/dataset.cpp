@@ -44,15 +44,15 @@ class SyntheticDataset final : public Dataset {
       const std::uint64_t first = static_cast<std::uint64_t>(sample * (kind_.positions + 1));
       for (std::int64_t p = 0; p <= kind_.positions; ++p) {
         const std::int32_t token = below(inputs_.bits(first + static_cast<std::uint64_t>(p)), kind_.classes);
-        if (p < kind_.positions) to.tokens[p] = token;
-        if (p > 0) to.labels[p - 1] = token;
+        if (to.tokens != nullptr && p < kind_.positions) to.tokens[p] = token;
+        if (to.labels != nullptr && p > 0) to.labels[p - 1] = token;
       }
       return;
     }
-    fill(inputs_, sample, kind_.features, to.features);
-    if (kind_.classes > 0) {
+    if (to.features != nullptr) fill(inputs_, sample, kind_.features, to.features);
+    if (to.labels != nullptr && kind_.classes > 0) {
       to.labels[0] = below(targets_.bits(static_cast<std::uint64_t>(sample)), kind_.classes);
-    } else {
+    } else if (to.values != nullptr && kind_.classes == 0) {
       fill(targets_, sample, kind_.target_features, to.values);
     }
   }

@@ -123,7 +123,8 @@ class IdxDataset final : public Dataset {
 
   void read(std::int64_t sample, const SampleTarget& to) const override {
     if (sample < 0 || sample >= size()) internal_error("a sample outside of the data set");
-    to.labels[0] = labels_[static_cast<std::size_t>(sample)];
+    if (to.labels != nullptr) to.labels[0] = labels_[static_cast<std::size_t>(sample)];
+    if (to.features == nullptr) return;
     if (pixels_.empty()) {
       std::copy_n(values_.data() + sample * kind_.features, kind_.features, to.features);
       return;

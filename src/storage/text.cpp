@@ -144,8 +144,8 @@ class TextDataset final : public Dataset {
     std::visit(
         [&](const auto& tokens) {
           const auto* window = tokens.data() + sample * kind_.positions;
-          std::copy_n(window, kind_.positions, to.tokens);
-          std::copy_n(window + 1, kind_.positions, to.labels);
+          if (to.tokens != nullptr) std::copy_n(window, kind_.positions, to.tokens);
+          if (to.labels != nullptr) std::copy_n(window + 1, kind_.positions, to.labels);
         },
         tokens_);
   }

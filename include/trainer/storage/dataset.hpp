@@ -22,7 +22,7 @@ struct SampleKind {
   std::int64_t target_features = 0;  // real targets
 };
 
-/// Where a sample is written; the pointers that its kind needs.
+/// Where a sample is written: the parts that somebody wants, of those that its kind has; null: not wanted.
 struct SampleTarget {
   std::int32_t* tokens = nullptr;  // [positions]
   float* features = nullptr;       // [features]
