@@ -16,15 +16,18 @@ inline void relax() {
 
 }  // namespace
 
-// A loop is published by bumping `generation`; workers take indices from `next` until they run out, then report in
-// `running`. Workers spin a while on `generation` before they sleep in the kernel (atomic wait).
+// A loop is published by opening it and bumping `generation`. A worker that is awake enters (`inside`), checks that the loop is still
+// open, and takes indices from `next` until they run out. The caller closes the loop when it finds no index left, and waits only for
+// workers that are inside: one that still sleeps, or has no core to run on, is not waited for.
+// Workers spin a while on `generation` before they sleep in the kernel (atomic wait).
 struct ThreadPool::State {
   int threads = 1;
   int spins = 0;
   std::vector<std::thread> workers;
   std::atomic<std::uint32_t> generation{0};
-  std::atomic<int> running{0};
   std::atomic<bool> stop{false};
+  alignas(64) std::atomic<int> inside{0};
+  std::atomic<bool> open{false};
   alignas(64) std::atomic<std::int64_t> next{0};
   std::int64_t count = 0;
   void* body = nullptr;
@@ -51,8 +54,9 @@ struct ThreadPool::State {
       }
       seen = now;
       if (stop.load(std::memory_order_relaxed)) return;
-      work(thread);
-      if (running.fetch_sub(1, std::memory_order_acq_rel) == 1) running.notify_one();
+      inside.fetch_add(1, std::memory_order_seq_cst);
+      if (open.load(std::memory_order_seq_cst)) work(thread);
+      if (inside.fetch_sub(1, std::memory_order_seq_cst) == 1) inside.notify_one();
     }
   }
 };
@@ -85,18 +89,19 @@ void ThreadPool::run(std::int64_t count, void* body, Trampoline call) {
   s.body = body;
   s.call = call;
   s.next.store(0, std::memory_order_relaxed);
-  s.running.store(s.threads - 1, std::memory_order_relaxed);
+  s.open.store(true, std::memory_order_seq_cst);
   s.generation.fetch_add(1, std::memory_order_release);
   s.generation.notify_all();
   s.work(0);
-  int left = s.running.load(std::memory_order_acquire);
+  s.open.store(false, std::memory_order_seq_cst);
+  int left = s.inside.load(std::memory_order_seq_cst);
   for (int i = 0; left != 0 && i < s.spins; ++i) {
     relax();
-    left = s.running.load(std::memory_order_acquire);
+    left = s.inside.load(std::memory_order_seq_cst);
   }
   while (left != 0) {
-    s.running.wait(left, std::memory_order_acquire);
-    left = s.running.load(std::memory_order_acquire);
+    s.inside.wait(left, std::memory_order_seq_cst);
+    left = s.inside.load(std::memory_order_seq_cst);
   }
 }
 
