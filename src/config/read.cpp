@@ -97,7 +97,7 @@ void Reader::unknown_key(const Value& value, const std::string& path, const std:
     const std::string near = nearest_name(name.substr(prefix.size()), names);
     hint = near.empty() ? "the keys here are " + join(names) : fmt::format("did you mean {}{}?", object_path, near);
   }
-  origin_.fail({path}, fmt::format("{} is no key (its value is {}); {}", path, to_short_text(value), hint));
+  origin_.fail({path}, fmt::format("unknown key {} (its value is {}); {}", path, to_short_text(value), hint));
 }
 
 void Reader::unknown_section(const Member& member) {
@@ -106,7 +106,7 @@ void Reader::unknown_section(const Member& member) {
   const std::string near = nearest_name(member.name, names);
   std::string hint = near.empty() ? known_elsewhere(member.name, nullptr) : fmt::format("did you mean {}?", near);
   if (hint.empty()) hint = "the keys here are " + join(names);
-  origin_.fail({path}, fmt::format("{} is no key (its value is {}); {}", path, to_short_text(member.value), hint));
+  origin_.fail({path}, fmt::format("unknown key {} (its value is {}); {}", path, to_short_text(member.value), hint));
 }
 
 void Reader::check_names(const Value& object, const std::string& path, const SectionInfo& section,
