@@ -209,10 +209,10 @@ TEST_CASE("native: bits are the chain's around the bounds of k-blocks") {
 TEST_CASE("native: instruction sets and thread counts agree bit for bit on larger shapes") {
   const Restore restore;
   ThreadPool one(1), two(2, false), three(3, false), four(4, false);
-  const MatmulShape shapes[] = {shape_of(Layout::NT, 200, 300, 400, 5),     shape_of(Layout::NN, 97, 1111, 130),
-                                shape_of(Layout::TN, 300, 500, 97, 1),      shape_of(Layout::NT, 97, 2100, 17),
-                                shape_of(Layout::NN, 64, 64, 1024),         {Layout::NN, 130, 70, 500, 1024, 70, 71},
-                                {Layout::NT, 60, 70, 500, 2048, 1024, 1024}};
+  const MatmulShape shapes[] = {shape_of(Layout::NT, 200, 300, 400, 5),   shape_of(Layout::NN, 97, 1111, 130),
+                                shape_of(Layout::TN, 300, 500, 97, 1),    shape_of(Layout::NT, 97, 2100, 17),
+                                shape_of(Layout::NN, 64, 64, 1024),       {Layout::NN, 130, 70, 500, 1024, 70, 71},
+                                {Layout::TN, 130, 70, 500, 1024, 70, 71}, {Layout::NT, 60, 70, 500, 2048, 1024, 1024}};
   for (const MatmulShape& shape : shapes) {
     const Case x(shape);
     set_matmul_isa(available_isas().back());
