@@ -120,3 +120,13 @@ TEST_CASE("the drawing shows who idles") {
         "rank 0  F0 F1 ......B0--- ...B1---\n"
         "rank 1  ...F0 B0--- F1 B1--- ......\n");
 }
+
+TEST_CASE("the drawing names the stage where a rank holds several, and cuts labels of very short actions") {
+  CHECK(draw(chunked_gpipe(1, {0, 1, 0}, false), uniform(3, {1, 1, 0})) ==
+        "rank 0  0F0 ....2F0 2B0 ....0B0\n"
+        "rank 1  ....1F0 ........1B0 ....\n");
+  // The embedding's stage takes a hundredth of the other's time: no column, rather than hundreds for the others.
+  const std::string picture = draw(one_f_one_b({2, 1, false}), {{0.01, 0.01, 0}, {1, 1, 0}});
+  CHECK(picture == "rank 0  " + std::string(48, '.') + "\nrank 1  F0" + std::string(21, '-') + " B0" +
+                       std::string(21, '-') + "\n");
+}

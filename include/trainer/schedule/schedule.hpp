@@ -56,10 +56,12 @@ struct PipelineShape {
 };
 
 // Generators: compute actions only.
-Schedule gpipe(const PipelineShape& shape);  // all forwards, then all backwards in ascending micro-batch
-Schedule one_f_one_b(
-    const PipelineShape& shape);  // warm-up min(stages − 1 − rank, micro_batches), steady 1F1B, cool-down
-Schedule forward_only(const PipelineShape& shape);  // evaluation
+/// All forwards, then all backwards in ascending micro-batch.
+Schedule gpipe(const PipelineShape& shape);
+/// Warm-up of min(stages − 1 − rank, micro_batches) forwards, steady 1F1B, cool-down.
+Schedule one_f_one_b(const PipelineShape& shape);
+/// Evaluation.
+Schedule forward_only(const PipelineShape& shape);
 
 // Passes: Schedule → Schedule.
 /// Adds a send right behind the action that makes a value (I or B for gradients) and a receive right before the one
@@ -91,8 +93,9 @@ struct StageSlots {
   std::vector<std::int32_t> output_gradient;
   std::int32_t output_gradient_count = 0;
 };
-/// One entry a stage. Call on a schedule with communication added. Outgoing messages use rings of
-/// kSendSlots buffers: message k of a (stage, direction) waits for the completion of message k − kSendSlots.
+/// One entry a stage. Call on a schedule with communication added. Outgoing messages use rings of kSendSlots buffers:
+/// message k of a (stage, direction), counted in the order in which F (or I or B) makes them, is made in entry
+/// k % kSendSlots, once the send of message k − kSendSlots has completed.
 inline constexpr std::int32_t kSendSlots = 2;
 std::vector<StageSlots> assign_slots(const Schedule& schedule);
 
