@@ -24,10 +24,10 @@ struct SampleKind {
 
 /// Where a sample is written; the pointers that its kind needs.
 struct SampleTarget {
-  std::int32_t* tokens = nullptr;         // [positions]
-  float* features = nullptr;              // [features]
-  std::int32_t* labels = nullptr;         // [positions] (next tokens) or [1] (class)
-  float* values = nullptr;                // [target_features]
+  std::int32_t* tokens = nullptr;  // [positions]
+  float* features = nullptr;       // [features]
+  std::int32_t* labels = nullptr;  // [positions] (next tokens) or [1] (class)
+  float* values = nullptr;         // [target_features]
 };
 
 /// Read-only after loading; read() may be called from several threads and allocates nothing.
@@ -38,8 +38,9 @@ class Dataset {
   virtual std::int64_t size() const = 0;  // samples, held-out ones included
   virtual void read(std::int64_t sample, const SampleTarget& to) const = 0;
   virtual std::size_t bytes() const = 0;  // resident memory, for the plan
-  /// The tokenizer for generation: empty for data without text.
+  /// The tokenizer for generation: empty for data without text. Throws Error(Usage) for a character that has no token.
   virtual std::vector<std::int32_t> encode(const std::string& /*text*/) const { return {}; }
+  /// U+FFFD for a token that stands for nothing. For CSV: the label that a class had in the file.
   virtual std::string decode(std::int32_t /*token*/) const { return {}; }
   /// What a checkpoint must keep so that text can be encoded and decoded without the data ("" for byte).
   virtual std::string vocabulary() const { return {}; }
@@ -49,15 +50,15 @@ class Dataset {
 struct ModelInput {
   bool tokens = false;
   std::int64_t positions = 1;
-  std::int64_t vocabulary = 0;       // of an embedding
-  std::int64_t features = 0;         // of the first layer otherwise
-  std::int64_t outputs = 0;          // classes or real targets
-  bool classes = true;               // cross-entropy
+  std::int64_t vocabulary = 0;  // of an embedding
+  std::int64_t features = 0;    // of the first layer otherwise
+  std::int64_t outputs = 0;     // classes or real targets
+  bool classes = true;          // cross-entropy
 };
 
-/// Loads the configured set. Throws Error(Data): missing, empty, malformed (line and column), label out of range, sizes that
-/// do not fit the model. Text: samples are windows of positions + 1 tokens at multiples of `positions`.
-/// Pixels of IDX are scaled to [0, 1]. gzip is recognised by its magic number.
+/// Loads the configured set. Throws Error(Data): missing, empty, malformed (line and column), label out of range, sizes
+/// that do not fit the model. Text: samples are windows of positions + 1 tokens at multiples of `positions`. Pixels of
+/// IDX are scaled to [0, 1]. gzip is recognised by its magic number.
 std::unique_ptr<Dataset> load_dataset(const config::Data& data, const ModelInput& model, std::uint64_t seed);
 
 /// Encoder and decoder of a tokenizer without its data: `vocabulary` as Dataset::vocabulary() gave it.
