@@ -207,6 +207,8 @@ class Loader {
       table_.kind.classes = *std::max_element(classes.begin(), classes.end()) + 1;
     }
     table_.features.shrink_to_fit();
+    table_.values.shrink_to_fit();
+    table_.labels.shrink_to_fit();
     return std::move(table_);
   }
 

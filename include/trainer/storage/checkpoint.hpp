@@ -3,6 +3,7 @@
 //   runs/gpt/step-00000050/manifest.json            written last, before the folder gets its name
 //                          shard-00000.safetensors  one a writing rank; keys "NAME@K", K numbers the box
 //   runs/gpt/.partial-00000050/                     while it is being written; removed by the next run
+//   runs/gpt/.retired-00000050/                     whole, while another of the same step takes its name
 //
 // These functions are local to a rank; the runtime agrees on success between them.
 #pragma once
@@ -40,14 +41,17 @@ struct CheckpointRecord {
 /// a JSON text to hand to commit(). Throws Error(Storage).
 std::string write_shard(FileSystem& fs, const std::string& partial, int writer, const std::vector<Piece>& pieces);
 
-/// On one rank, after all shards are there: manifest, syncs, rename to its final name. Returns the final path.
+/// On one rank, after all shards are there: manifest, syncs, rename to its final name. Returns the final path. A crash
+/// at any moment leaves a whole checkpoint whole, also one of the same step that is being replaced. Throws
+/// Error(Storage), and leaves what was there, when the boxes do not cover every tensor exactly once.
 std::string commit(FileSystem& fs, const std::string& directory, const CheckpointRecord& record,
                    const std::vector<std::string>& shards);
 
 std::string partial_path(const std::string& directory, std::int64_t step);
 std::string final_path(const std::string& directory, std::int64_t step);
 
-/// Removes partial folders and all but the newest `keep` whole checkpoints.
+/// Removes partial folders and all but the newest `keep` whole checkpoints. Damaged ones (by manifest and sizes) do not
+/// count, and stay while they are newer than the last that is kept. For the holder of the directory's lock.
 void clean_up(FileSystem& fs, const std::string& directory, std::int64_t keep);
 
 /// Steps of checkpoints that have a manifest, newest first. Whether their bytes are whole only reading tells.
@@ -60,7 +64,7 @@ struct TensorEntry {
 };
 
 /// An opened checkpoint. Opening reads the manifest only; every box is checked against its sum when it is first read.
-/// Throws Error(Storage) naming file and tensor.
+/// Throws Error(Storage) naming file and tensor. For one thread at a time; the file system must outlive it.
 class CheckpointReader {
  public:
   virtual ~CheckpointReader() = default;
@@ -77,7 +81,8 @@ class CheckpointReader {
 std::unique_ptr<CheckpointReader> open_checkpoint(const FileSystem& fs, const std::string& path);
 
 /// `path` is one checkpoint or the directory that holds them (then the newest that passes verify(); why newer ones did
-/// not is appended to `passed_over`). Throws Error(Storage) when there is none.
+/// not is appended to `passed_over`). Reads all bytes of a directory's newest: let one rank find, and the others open
+/// what it found. Throws Error(Storage) when there is none.
 std::unique_ptr<CheckpointReader> find_checkpoint(const FileSystem& fs, const std::string& path,
                                                   std::vector<std::string>& passed_over);
 

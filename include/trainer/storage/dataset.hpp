@@ -38,8 +38,9 @@ class Dataset {
   virtual std::int64_t size() const = 0;  // samples, held-out ones included
   virtual void read(std::int64_t sample, const SampleTarget& to) const = 0;
   virtual std::size_t bytes() const = 0;  // resident memory, for the plan
-  /// The tokenizer for generation: empty for data without text.
+  /// The tokenizer for generation: empty for data without text. Throws Error(Usage) for a character that has no token.
   virtual std::vector<std::int32_t> encode(const std::string& /*text*/) const { return {}; }
+  /// U+FFFD for a token that stands for nothing. For CSV: the label that a class had in the file.
   virtual std::string decode(std::int32_t /*token*/) const { return {}; }
   /// What a checkpoint must keep so that text can be encoded and decoded without the data ("" for byte).
   virtual std::string vocabulary() const { return {}; }

@@ -42,12 +42,13 @@ class FileSystem {
   virtual std::unique_ptr<InputFile> open(const std::string& path) const = 0;
   virtual bool exists(const std::string& path) const = 0;
   virtual std::vector<std::string> list(const std::string& directory) const = 0;  // names, sorted; {} if absent
-  virtual void make_directories(const std::string& path) = 0;
+  virtual void make_directories(const std::string& path) = 0;                     // durable on return
   virtual void rename(const std::string& from, const std::string& to) = 0;
   virtual void remove_all(const std::string& path) = 0;  // no error if absent
   virtual void truncate(const std::string& path, std::uint64_t size) = 0;
   virtual void sync_directory(const std::string& path) = 0;
-  /// Exclusive over processes; nullptr when another process holds it.
+  /// Exclusive over processes, by DIRECTORY/.lock, which stays; makes the directory. nullptr when another process holds
+  /// it.
   virtual std::unique_ptr<DirectoryLock> lock(const std::string& directory) = 0;
 
   std::string read_text(const std::string& path, std::uint64_t limit) const;  // Error(Storage) past the limit
