@@ -7,6 +7,7 @@
 #include <bit>
 #include <chrono>
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "append_file.hpp"
@@ -97,6 +98,7 @@ class TensorBoard final : public Observer {
   }
 
   void step(const StepReport& report) override {
+    if (!first_step_) first_step_ = report.step;
     if (!is_logged(report, every_steps_)) return;
     std::string summary;
     put_scalar(summary, "loss", report.loss);
@@ -121,7 +123,7 @@ class TensorBoard final : public Observer {
     if (!started_) {
       std::string session;
       put_integer(session, 1, 1);  // SessionLog: status = START; readers drop older points from this step on
-      records = event_record(step, 7, session);
+      records = event_record(first_step_.value_or(step), 7, session);
       started_ = true;
     }
     file_.append(records + event_record(step, 5, summary));
@@ -129,6 +131,7 @@ class TensorBoard final : public Observer {
 
   AppendFile file_;
   std::int64_t every_steps_;
+  std::optional<std::int64_t> first_step_;
   bool started_ = false;
 };
 
