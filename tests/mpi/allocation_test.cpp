@@ -1,0 +1,40 @@
+// No allocation by our own code in a steady-state step, on any rank. Linked with the binary's own counter.
+#include <doctest/doctest.h>
+
+#include "app/app.hpp"
+#include "support/equivalence.hpp"
+#include "support/mpi_world.hpp"
+
+using namespace trainer;
+
+namespace {
+
+std::int64_t allocations_in_steps(comm::Communicator& world, const std::string& model, const std::vector<std::string>& set) {
+  const auto config = config::parse(test::model_json(model), "test", set);
+  const runtime::RunPlan plan = runtime::make_plan(config, world.size());
+  const auto data = storage::load_dataset(plan.config.data, runtime::model_input(plan.graph), plan.config.training.seed);
+  ThreadPool pool(1, false);
+  runtime::Worker worker(world, plan, *data, pool, true);
+  worker.initialise();
+  for (std::int64_t step = 1; step <= 2; ++step) worker.step(step, false);
+  const std::int64_t before = app::allocation_count();
+  for (std::int64_t step = 3; step <= 12; ++step) worker.step(step, false);
+  return app::allocation_count() - before;
+}
+
+}  // namespace
+
+TEST_CASE("a steady-state step allocates nothing") {
+  comm::Communicator& world = test::world();
+  for (const std::string model : {"gpt tied", "mlp"}) {
+    for (const std::string axis : {"data", "pipeline", "tensor"}) {
+      CAPTURE(model);
+      CAPTURE(axis);
+      CHECK(allocations_in_steps(world, model, {"parallel." + axis + "=" + std::to_string(world.size()), "training.micro_batches=2"}) == 0);
+    }
+  }
+  // The counter counts.
+  const std::int64_t before = app::allocation_count();
+  const auto kept = std::make_unique<int>(1);
+  CHECK(app::allocation_count() == before + 1);
+}
