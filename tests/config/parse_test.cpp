@@ -349,9 +349,9 @@ TEST_CASE("the help lists every key that is printed") {
 TEST_CASE("every key that the help lists for a section is printed") {
   const std::string json = to_json(parse(samples::kGpt, "a.json"));
   const std::string help = describe_keys();
-  for (const char* section : {"\nmodel of type \"gpt\"\n", "\ndata of type \"text\"\n", "\ntraining\n",
-                              "\noptimizer of type \"adamw\" (the default)\n", "\nparallel\n", "\ncheckpoint\n",
-                              "\nlogging\n"}) {
+  for (const char* section :
+       {"\nmodel of type \"gpt\"\n", "\ndata of type \"text\"\n", "\ntraining\n",
+        "\noptimizer of type \"adamw\" (the default)\n", "\nparallel\n", "\ncheckpoint\n", "\nlogging\n"}) {
     const std::size_t begin = help.find(section);
     REQUIRE(begin != std::string::npos);
     std::istringstream lines(help.substr(begin, help.find("\n\n", begin) - begin));
