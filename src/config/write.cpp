@@ -104,7 +104,7 @@ std::string describe_keys() {
     const std::string* usual = section.keys[0]->default_value.as<std::string>();
     text += "\n" + section.path;
     if (!section.type.empty()) text += fmt::format(" of type \"{}\"", section.type);
-    text += usual && *usual == section.type ? " (the default)\n" : "\n";
+    text += usual && !usual->empty() && *usual == section.type ? " (the default)\n" : "\n";
     for (const KeyInfo* key : section.keys) {
       if (key->name != "type") text += help_of(*key);
     }

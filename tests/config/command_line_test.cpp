@@ -105,7 +105,7 @@ TEST_CASE("help and version go to stdout and are no error") {
     CHECK(has(leave.out, "mpiexec"));
     CHECK(has(leave.out, words.size() == 1 ? "--config FILE" : "--checkpoint DIR"));
   }
-  CHECK(as<Leave>({"--version"}).out == "trainer 0.1.0\n");
+  CHECK(as<Leave>({"--version"}).out == "trainer " TRAINER_VERSION "\n");
   const Leave keys = as<Leave>({"--help-keys"});
   CHECK(keys.code == ExitCode::Done);
   CHECK(has(keys.out, "micro_batch_size"));

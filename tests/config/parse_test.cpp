@@ -5,6 +5,7 @@
 #include <fstream>
 #include <iterator>
 #include <optional>
+#include <sstream>
 
 #include "config_samples.hpp"
 #include "trainer/config/config.hpp"
@@ -342,5 +343,26 @@ TEST_CASE("the help lists every key that is printed") {
       ++keys;
     }
     CHECK(keys > 30);
+  }
+}
+
+TEST_CASE("every key that the help lists for a section is printed") {
+  const std::string json = to_json(parse(samples::kGpt, "a.json"));
+  const std::string help = describe_keys();
+  for (const char* section :
+       {"\nmodel of type \"gpt\"\n", "\ndata of type \"text\"\n", "\ntraining\n",
+        "\noptimizer of type \"adamw\" (the default)\n", "\nparallel\n", "\ncheckpoint\n", "\nlogging\n"}) {
+    const std::size_t begin = help.find(section);
+    REQUIRE(begin != std::string::npos);
+    std::istringstream lines(help.substr(begin, help.find("\n\n", begin) - begin));
+    int keys = 0;
+    for (std::string line; std::getline(lines, line);) {
+      if (line.rfind("  ", 0) != 0 || line[2] == ' ') continue;
+      std::string name = line.substr(2, line.find(':') - 2);
+      name.erase(0, name.rfind('.') + 1);
+      CHECK_MESSAGE(json.find(fmt::format("\"{}\": ", name)) != std::string::npos, name);
+      ++keys;
+    }
+    CHECK(keys >= 2);
   }
 }
