@@ -14,6 +14,7 @@ struct Avx2 {
   static constexpr int kLanes = 8;
   static constexpr int kRows = 6;
   static constexpr int kVectors = 2;
+  static constexpr int kDepth = 4;
   static constexpr int kStepA = 8;
   static constexpr int kPrefetch = 16 * 16;
 

@@ -25,7 +25,42 @@ struct Avx512 {
   static Type add(Type x, Type y) { return _mm512_add_ps(x, y); }
   static Type fma(Type x, Type y, Type z) { return _mm512_fmadd_ps(x, y, z); }
 
-  // Rows j, j+4, j+8, j+12 side by side: the loads do the moves between 128-bit lanes, then each lane transposes 4 × 4.
+  static Type low_pairs(Type x, Type y) {
+    return _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(x), _mm512_castps_pd(y)));
+  }
+  static Type high_pairs(Type x, Type y) {
+    return _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(x), _mm512_castps_pd(y)));
+  }
+  /// Transposes each 128-bit lane of four vectors as a 4 × 4 matrix.
+  static void transpose_lanes(Type& r0, Type& r1, Type& r2, Type& r3) {
+    const Type low01 = _mm512_unpacklo_ps(r0, r1), high01 = _mm512_unpackhi_ps(r0, r1);
+    const Type low23 = _mm512_unpacklo_ps(r2, r3), high23 = _mm512_unpackhi_ps(r2, r3);
+    r0 = low_pairs(low01, low23);
+    r1 = high_pairs(low01, low23);
+    r2 = low_pairs(high01, high23);
+    r3 = high_pairs(high01, high23);
+  }
+
+  // 4 × 4 inside the lanes, then lanes among the four groups of rows: x[4g + c] lane l holds rows 4g.. at k = 4l + c.
+  static constexpr int kDepth = 16;
+  static void transpose(const float* const* rows, std::int64_t p, float* dst, std::int64_t dst_step) {
+    Type x[16];
+    for (int i = 0; i < 16; ++i) x[i] = load(rows[i] + p);
+    for (int g = 0; g < 16; g += 4) transpose_lanes(x[g], x[g + 1], x[g + 2], x[g + 3]);
+    for (int c = 0; c < 4; ++c) {
+      constexpr int kEven = 0x88, kOdd = 0xDD;
+      const Type even01 = _mm512_shuffle_f32x4(x[c], x[4 + c], kEven);
+      const Type odd01 = _mm512_shuffle_f32x4(x[c], x[4 + c], kOdd);
+      const Type even23 = _mm512_shuffle_f32x4(x[8 + c], x[12 + c], kEven);
+      const Type odd23 = _mm512_shuffle_f32x4(x[8 + c], x[12 + c], kOdd);
+      store(dst + c * dst_step, _mm512_shuffle_f32x4(even01, even23, kEven));
+      store(dst + (4 + c) * dst_step, _mm512_shuffle_f32x4(odd01, odd23, kEven));
+      store(dst + (8 + c) * dst_step, _mm512_shuffle_f32x4(even01, even23, kOdd));
+      store(dst + (12 + c) * dst_step, _mm512_shuffle_f32x4(odd01, odd23, kOdd));
+    }
+  }
+
+  /// Rows j, j+4, j+8, j+12 side by side.
   static Type quad(const float* const* rows, int j, std::int64_t p) {
     Type x = _mm512_castps128_ps512(_mm_loadu_ps(rows[j] + p));
     x = _mm512_mask_broadcast_f32x4(x, 0x00F0, _mm_loadu_ps(rows[j + 4] + p));
@@ -34,15 +69,12 @@ struct Avx512 {
   }
 
   static void transpose4(const float* const* rows, std::int64_t p, float* dst, std::int64_t dst_step) {
-    const Type r0 = quad(rows, 0, p), r1 = quad(rows, 1, p), r2 = quad(rows, 2, p), r3 = quad(rows, 3, p);
-    const __m512d low01 = _mm512_castps_pd(_mm512_unpacklo_ps(r0, r1));
-    const __m512d high01 = _mm512_castps_pd(_mm512_unpackhi_ps(r0, r1));
-    const __m512d low23 = _mm512_castps_pd(_mm512_unpacklo_ps(r2, r3));
-    const __m512d high23 = _mm512_castps_pd(_mm512_unpackhi_ps(r2, r3));
-    store(dst, _mm512_castpd_ps(_mm512_unpacklo_pd(low01, low23)));
-    store(dst + dst_step, _mm512_castpd_ps(_mm512_unpackhi_pd(low01, low23)));
-    store(dst + 2 * dst_step, _mm512_castpd_ps(_mm512_unpacklo_pd(high01, high23)));
-    store(dst + 3 * dst_step, _mm512_castpd_ps(_mm512_unpackhi_pd(high01, high23)));
+    Type r0 = quad(rows, 0, p), r1 = quad(rows, 1, p), r2 = quad(rows, 2, p), r3 = quad(rows, 3, p);
+    transpose_lanes(r0, r1, r2, r3);
+    store(dst, r0);
+    store(dst + dst_step, r1);
+    store(dst + 2 * dst_step, r2);
+    store(dst + 3 * dst_step, r3);
   }
 };
 

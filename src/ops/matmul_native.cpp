@@ -93,14 +93,15 @@ struct Serial {
   }
 };
 
-bool rows_conflict(const Operand& operand) { return operand.step != 1 && operand.step % kLevel1WayFloats == 0; }
+/// Whether an operand read in place would fight itself for the sets of a cache. Otherwise reading it in place is faster
+/// than packing it, by measurement.
+bool conflicts(const Operand& operand) { return (operand.step * operand.k_step) % kLevel1WayFloats == 0; }
 
 /// Few rows: each task packs one panel of B at a time for itself and sweeps all rows with it; A is read in place.
 template <class Team>
 void multiply_few_rows(Team& team, const Problem& problem, float* scratch) {
   const Kernel& kernel = problem.kernel;
-  const std::int64_t most =
-      rows_conflict(problem.a) ? std::min<std::int64_t>(kernel.rows, kConflictFreeRows) : kernel.rows;
+  const std::int64_t most = conflicts(problem.a) ? std::min<std::int64_t>(kernel.rows, kConflictFreeRows) : kernel.rows;
   const std::int64_t height = divide_up(problem.m, divide_up(problem.m, most));
   team.for_each(divide_up(problem.n, kernel.panel), [&](std::int64_t panel, int thread) {
     float* packed = scratch_of(scratch, thread).b_panel;
@@ -136,7 +137,7 @@ void multiply_block(Team& team, const Problem& problem, std::int64_t j, std::int
   if (team.threads() > 1) groups = std::max(groups, std::min(panels, divide_up(32 * team.threads(), rows_of_tiles)));
   const std::int64_t group_columns = divide_up(panels, groups) * kernel.panel;
   groups = divide_up(columns, group_columns);
-  const bool pack_a = problem.a.step == 1 ? group_columns > 2 * kernel.panel : rows_conflict(problem.a);
+  const bool pack_a = group_columns > 2 * kernel.panel && conflicts(problem.a);
   // Groups are the outer loop, so that a thread keeps its part of B in its level-2 cache.
   team.for_each(groups * rows_of_tiles, [&](std::int64_t task, int thread) {
     const std::int64_t at = task / rows_of_tiles * group_columns;

@@ -12,6 +12,7 @@ struct Portable {
   static constexpr int kLanes = 4;
   static constexpr int kRows = 4;
   static constexpr int kVectors = 2;
+  static constexpr int kDepth = 4;
   static constexpr int kStepA = 4;
   static constexpr int kPrefetch = 16 * 8;
 

@@ -135,10 +135,14 @@ struct Tiles {
   }
 
   static void pack_rows(const Operand& from, std::int64_t count, std::int64_t k, std::int64_t dst_step, float* dst) {
+    constexpr std::int64_t kRowsAhead = 12;
     const std::int64_t whole = count / V::kLanes * V::kLanes;
     const int part = static_cast<int>(count - whole);
     for (std::int64_t p = 0; p < k; ++p) {
       const float* row = from.data + p * from.k_step;
+      __builtin_prefetch(row +
+                         kRowsAhead * from.k_step);  // steps of a page or more are beyond the hardware's prefetcher
+      __builtin_prefetch(row + kRowsAhead * from.k_step + count - 1);
       float* to = dst + p * dst_step;
       for (std::int64_t i = 0; i < whole; i += V::kLanes) V::store(to + i, V::load(row + i));
       if (part > 0) V::store(to + whole, V::load_part(row + whole, part));
@@ -150,6 +154,9 @@ struct Tiles {
     const float* rows[V::kLanes];
     for (int i = 0; i < V::kLanes; ++i) rows[i] = from.data + (i < count ? i : count - 1) * from.step;
     std::int64_t p = 0;
+    if constexpr (V::kDepth > 4) {
+      for (; p + V::kDepth <= k; p += V::kDepth) V::transpose(rows, p, dst + p * dst_step, dst_step);
+    }
     for (; p + 4 <= k; p += 4) V::transpose4(rows, p, dst + p * dst_step, dst_step);
     for (; p < k; ++p) {
       for (int i = 0; i < V::kLanes; ++i) dst[p * dst_step + i] = rows[i][p];

@@ -1,6 +1,8 @@
-// The one entry to matrix multiplication. Contract on bits: every element of C is one chain of fused multiply-adds in
-// ascending k within each block of kBlockK, the blocks added to C in ascending order. So the bits depend on the operands
-// and on nothing else: not on threads, tiles, other rows or columns, or vector width.
+// The one entry to matrix multiplication. Contract on bits (Native): every element of C is one chain of fused
+// multiply-adds in ascending k within each block of kBlockK, started at +0. The first block replaces C, or is added to
+// it by one addition when accumulating; the others are added in ascending order, one addition each; the bias last, by
+// one addition. So the bits depend on the operands and on nothing else: not on threads, tiles, other rows or columns,
+// or vector width.
 #pragma once
 
 #include <cstddef>
@@ -25,8 +27,9 @@ struct MatmulShape {
   std::int64_t lda = 0, ldb = 0, ldc = 0;  // row strides as stored, elements
 };
 
-/// Who multiplies. Native is our packed micro-kernel (AVX-512, AVX2 or portable, chosen by CPU, the same bits from each).
-/// OneDnn cuts C into fixed tiles, each by a single-threaded primitive: thread-independent, but its own rounding.
+/// Who multiplies. Native is our packed micro-kernel (AVX-512, AVX2 or portable, chosen by CPU, the same bits from
+/// each). OneDnn cuts C into fixed tiles, each by a single-threaded primitive: thread-independent, but its own
+/// rounding.
 enum class MatmulProvider : std::uint8_t { Native, OneDnn };
 /// For the whole process, before operators are made.
 void set_matmul_provider(MatmulProvider provider);
@@ -34,10 +37,13 @@ MatmulProvider matmul_provider();
 /// "native avx512" | "native avx2" | "native portable" | "oneDNN 2.6.3": for run records and --version.
 std::string describe_matmul();
 
-/// Scratch for one call of any shape with k, n, m up to these, all threads together.
+/// Scratch for one call of any shape with k, n, m up to these, all threads together; whatever the layout, strides,
+/// provider and alignment.
 std::size_t matmul_workspace_bytes(const MatmulShape& shape, int threads);
 
-/// C = A·B (+ bias over rows when given) or C += A·B. Over all of the pool's threads.
+/// C = A·B or C += A·B, then C += bias (n values, the same for every row) when given. Over all of the pool's threads;
+/// tiny ones on the caller alone. C must not overlap the operands. Native allocates nothing. OneDnn makes its
+/// primitives on a thread's first call of a shape, and the library itself may allocate in every call.
 void matmul(ThreadPool& pool, const MatmulShape& shape, const float* a, const float* b, float* c, bool accumulate,
             const float* bias, std::byte* workspace);
 
