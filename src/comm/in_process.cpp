@@ -86,8 +86,9 @@ class Channel {
   void receive(Posting& mine) {
     const std::lock_guard lock(mutex_);
     if (Posting* send = sends_.pop()) {
+      const bool pooled = send->pooled;
       deliver(*send, mine);
-      if (send->pooled) free_copies_.push(send);
+      if (pooled) free_copies_.push(send);
     } else {
       receives_.push(&mine);
     }
@@ -101,6 +102,7 @@ class Channel {
   }
 
  private:
+  // Once done is set, a posting that is not pooled may be gone.
   void deliver(Posting& send, Posting& receive) {
     if (send.bytes != receive.bytes) {
       internal_error(fmt::format("{}: {} bytes were sent and {} are expected", name_, send.bytes, receive.bytes));

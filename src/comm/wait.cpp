@@ -17,9 +17,12 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr double kSpinSeconds = 50e-6;
-// From when on a wait sleeps between polls. A yielding wait soon, for the sake of those who share its core; a spinning
-// one only when it is surely idle (rank 0 saves, evaluates or starts up).
-constexpr double kSleepAfterYielding = 1e-3;
+// From when on a wait sleeps between polls. A yielding wait soon: sched_yield chooses among the tasks of one scheduling
+// group only, and under Linux's autogroups each session is a group; mpiexec of MPICH gives every rank a session of its
+// own, so that a yielding rank keeps its core for a whole time slice (3.8 ms a hop between two ranks on one core,
+// against 0.07 ms by sleeping). A spinning wait sleeps only when it is surely idle (rank 0 saves, evaluates or starts
+// up).
+constexpr double kSleepAfterYielding = 30e-6;
 constexpr double kSleepAfterSpinning = 0.1;
 // Sleeps are this share of the time waited so far, so that they add no more than that to any wait.
 constexpr double kSleepShare = 1.0 / 16;

@@ -84,6 +84,6 @@ TEST_CASE("a polite wait costs little and ends in time") {
   const double used = cpu_seconds() - before;
   other.join();
   CHECK(waited > 0.15);
-  // 1 ms of yielding, then sleeps of at least 20 µs that grow to 1 ms: some hundred polls of some µs each.
+  // Sleeps of at least 20 µs that grow to 1 ms: some hundred polls of some µs each.
   CHECK(used < 0.05);
 }
