@@ -38,8 +38,8 @@ bool uses_mpi(const config::Command& command) {
   return train != nullptr || std::holds_alternative<config::EvalCommand>(command);
 }
 
-// Every rank comes here with the same Error where it was agreed (rank 0 speaks), or alone with one of its own: then it speaks, and
-// ends all others.
+// Every rank comes here with the same Error where it was agreed (rank 0 speaks), or alone with one of its own: then it
+// speaks, and ends all others.
 int run_with_mpi(int argc, char** argv, const config::Command& command) {
   comm::MpiSession mpi(&argc, &argv);
   const auto world = mpi.world();

@@ -19,7 +19,8 @@ namespace trainer::app {
 
 namespace {
 
-// The checkpoint's configuration for these ranks: replicas share the held-out samples; micro-batches as large as in training.
+// The checkpoint's configuration for these ranks: replicas share the held-out samples; micro-batches as large as in
+// training.
 config::Config evaluation_config(const storage::CheckpointReader& checkpoint, const config::EvalCommand& command,
                                  std::int64_t ranks) {
   config::Config config = config::parse(checkpoint.record().config, checkpoint.path(), command.overrides);
@@ -40,10 +41,12 @@ void write_logits(const storage::CheckpointReader& checkpoint, const config::Eva
     runtime::InferenceModel model(alone, config, checkpoint, pool);
     for (const std::int64_t token : command.tokens) {
       if (token >= 0 && token < model.vocabulary()) continue;
-      throw Error(ExitCode::Usage, fmt::format("--tokens: {} is not a token; the model knows 0 to {}", token, model.vocabulary() - 1));
+      throw Error(ExitCode::Usage,
+                  fmt::format("--tokens: {} is not a token; the model knows 0 to {}", token, model.vocabulary() - 1));
     }
     if (static_cast<std::int64_t>(command.tokens.size()) > model.positions()) {
-      throw Error(ExitCode::Usage, fmt::format("--tokens: {} of them, but the model sees at most {}", command.tokens.size(), model.positions()));
+      throw Error(ExitCode::Usage, fmt::format("--tokens: {} of them, but the model sees at most {}",
+                                               command.tokens.size(), model.positions()));
     }
     const std::vector<std::int32_t> tokens(command.tokens.begin(), command.tokens.end());
     const ConstMatrix logits = model.logits(tokens);
@@ -79,8 +82,9 @@ ExitCode evaluate(Context& context, const config::EvalCommand& command) {
     plan = runtime::make_plan(evaluation_config(*checkpoint, command, world.size()), world.size());
     data = storage::load_dataset(plan.config.data, runtime::model_input(plan.graph), plan.config.training.seed);
     if (storage::split(data->size(), plan.config.data.validation_fraction).held_out == 0) {
-      throw Error(ExitCode::Usage, "data.validation_fraction: is 0, so nothing is held out to evaluate on; for example "
-                                   "--set data.validation_fraction=0.05");
+      throw Error(ExitCode::Usage,
+                  "data.validation_fraction: is 0, so nothing is held out to evaluate on; for example "
+                  "--set data.validation_fraction=0.05");
     }
   });
   ThreadPool pool(node.threads, !node.oversubscribed);

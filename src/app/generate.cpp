@@ -17,8 +17,10 @@ namespace trainer::app {
 
 namespace {
 
-// Draws from softmax(logits / temperature) among the top_k largest; temperature 0 is the largest, ties to the lower token.
-std::int32_t sample(const float* logits, std::int64_t vocabulary, double temperature, std::int64_t top_k, double uniform) {
+// Draws from softmax(logits / temperature) among the top_k largest; temperature 0 is the largest, ties to the lower
+// token.
+std::int32_t sample(const float* logits, std::int64_t vocabulary, double temperature, std::int64_t top_k,
+                    double uniform) {
   std::vector<std::int32_t> order(static_cast<std::size_t>(vocabulary));
   std::iota(order.begin(), order.end(), 0);
   const auto larger = [logits](std::int32_t a, std::int32_t b) {
@@ -51,7 +53,8 @@ ExitCode generate(const config::GenerateCommand& command) {
   const config::Config config = config::parse(record.config, checkpoint->path());
   const auto* text = std::get_if<config::TextData>(&config.data.source);
   if (text == nullptr) {
-    throw Error(ExitCode::Usage, fmt::format("{}: was not trained on text, so it has no tokenizer to write with", checkpoint->path()));
+    throw Error(ExitCode::Usage,
+                fmt::format("{}: was not trained on text, so it has no tokenizer to write with", checkpoint->path()));
   }
   const auto tokenizer = storage::tokenizer_only(text->tokenizer, record.vocabulary);
   comm::run_in_process(1, [&](comm::Communicator& alone) {
@@ -66,8 +69,9 @@ ExitCode generate(const config::GenerateCommand& command) {
     for (std::int64_t n = 0; n < command.tokens; ++n) {
       const std::size_t seen = std::min(tokens.size(), static_cast<std::size_t>(model.positions()));
       const ConstMatrix logits = model.logits(std::span(tokens).last(seen));
-      const std::int32_t next = sample(logits.row(static_cast<std::int64_t>(seen) - 1), usable, command.temperature,
-                                       command.top_k, static_cast<double>(random.uniform(static_cast<std::uint64_t>(n))));
+      const std::int32_t next =
+          sample(logits.row(static_cast<std::int64_t>(seen) - 1), usable, command.temperature, command.top_k,
+                 static_cast<double>(random.uniform(static_cast<std::uint64_t>(n))));
       tokens.push_back(next);
       fmt::print("{}", tokenizer->decode(next));
       std::fflush(stdout);

@@ -44,13 +44,15 @@ std::string partition_table(const runtime::RunPlan& plan, int threads, std::size
     const runtime::ParameterLayout parameters = runtime::lay_out_parameters(plan, local, at);
     double elements = 0;
     for (const runtime::HeldParameter& held : parameters.held) elements += static_cast<double>(held.elements);
-    rows.push_back({fmt::to_string(rank), fmt::to_string(at.pipeline), fmt::to_string(at.data), fmt::to_string(at.tensor),
-                    units.size() == 1 ? first : fmt::format("{} … {} ({})", first, last, units.size()), human_count(elements),
-                    human_count(flops), human_bytes(static_cast<double>(memory.activations)),
+    rows.push_back({fmt::to_string(rank), fmt::to_string(at.pipeline), fmt::to_string(at.data),
+                    fmt::to_string(at.tensor),
+                    units.size() == 1 ? first : fmt::format("{} … {} ({})", first, last, units.size()),
+                    human_count(elements), human_count(flops), human_bytes(static_cast<double>(memory.activations)),
                     human_bytes(static_cast<double>(memory.total()))});
   }
   return observe::format_table(
-      {"rank", "stage", "replica", "tensor", "layers", "parameters", "FLOPs a step", "activations", "peak memory"}, rows);
+      {"rank", "stage", "replica", "tensor", "layers", "parameters", "FLOPs a step", "activations", "peak memory"},
+      rows);
 }
 
 std::string summary(const runtime::RunPlan& plan) {
@@ -82,7 +84,8 @@ std::unique_ptr<Observer> make_observers(const config::Config& config, std::int6
   std::vector<std::unique_ptr<Observer>> all;
   const std::int64_t every = config.logging.every_steps;
   all.push_back(observe::make_progress(isatty(STDERR_FILENO) != 0, every));
-  const std::string& directory = config.logging.directory.empty() ? config.checkpoint.directory : config.logging.directory;
+  const std::string& directory =
+      config.logging.directory.empty() ? config.checkpoint.directory : config.logging.directory;
   if (!directory.empty()) {
     storage::real_file_system().make_directories(directory);
     all.push_back(observe::make_metrics(directory, every, resumed_step));
@@ -107,8 +110,8 @@ void report(const runtime::RunPlan& plan, const runtime::TrainResult& result) {
                     per_step(waits.receive), per_step(waits.send), per_step(waits.tensor), per_step(waits.gradients)});
   }
   fmt::print("{}\n{}", text,
-             observe::format_table({"rank", "place", "memory predicted", "measured", "wait ms/step: receive", "send", "tensor",
-                                    "gradients"},
+             observe::format_table({"rank", "place", "memory predicted", "measured", "wait ms/step: receive", "send",
+                                    "tensor", "gradients"},
                                    rows));
   if (!result.checkpoint.empty()) fmt::print("checkpoint: {}\n", result.checkpoint);
   const std::string& directory = plan.config.checkpoint.directory;
@@ -197,7 +200,9 @@ ExitCode train(Context& context, const config::TrainCommand& command) {
   options.build = version_text();
   options.stop = &stop_requested();
   options.allocations = allocation_count;
-  options.observers = [&plan](std::int64_t resumed_step, std::int64_t) { return make_observers(plan.config, resumed_step); };
+  options.observers = [&plan](std::int64_t resumed_step, std::int64_t) {
+    return make_observers(plan.config, resumed_step);
+  };
   if (world.rank() == 0) {
     fmt::print(stderr, "{}{} thread{} a rank\n", summary(plan), node.threads, node.threads == 1 ? "" : "s");
   }

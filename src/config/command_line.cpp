@@ -141,7 +141,9 @@ Subcommands add_subcommands(CLI::App& app, Texts& t) {
   add_overrides(s.eval, t);
   add_text(s.eval, "--threads", t.threads, "Threads; left out: the cores it may use", "N");
   s.eval->add_flag("--json", t.json, "Print one JSON object");
-  s.eval->add_option("--tokens", t.token_list, "Tokens, \"1,2,3\": write their logits instead")->delimiter(',')->type_name("LIST");
+  s.eval->add_option("--tokens", t.token_list, "Tokens, \"1,2,3\": write their logits instead")
+      ->delimiter(',')
+      ->type_name("LIST");
   s.eval->add_option("--logits", t.logits, "Where --tokens writes them: a safetensors file")->type_name("FILE");
   s.eval->footer(std::string(kEvalExamples) + kWithoutMpiexec);
 

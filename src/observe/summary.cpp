@@ -28,7 +28,8 @@ std::string to_json(const EvaluationReport& report) {
 
 std::string checkpoint_json(const std::string& path, std::int64_t step, const std::string& build,
                             const std::string& config, std::int64_t parameters) {
-  const Json json{{"path", path}, {"step", step}, {"build", build}, {"parameters", parameters}, {"config", Json::parse(config)}};
+  const Json json{
+      {"path", path}, {"step", step}, {"build", build}, {"parameters", parameters}, {"config", Json::parse(config)}};
   return json.dump(2);
 }
 

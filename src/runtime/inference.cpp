@@ -26,8 +26,10 @@ InferenceModel::InferenceModel(comm::Communicator& alone, const config::Config& 
                                const storage::CheckpointReader& checkpoint, ThreadPool& pool)
     : plan_(one_rank_plan(config)), local_(plan::shard(plan_.graph, 1, 0)) {
   if (plan_.graph.values[plan_.graph.input.index()].kind != model::ValueKind::Tokens) {
-    throw Error(ExitCode::Usage, fmt::format("{}: the model reads features, not text; \"gpt\" models and \"sequential\" ones "
-                                             "that begin with an \"embedding\" can do this", checkpoint.path()));
+    throw Error(ExitCode::Usage,
+                fmt::format("{}: the model reads features, not text; \"gpt\" models and \"sequential\" ones "
+                            "that begin with an \"embedding\" can do this",
+                            checkpoint.path()));
   }
   layout_ = lay_out({.graph = plan_.graph,
                      .local = local_,
@@ -50,7 +52,8 @@ InferenceModel::InferenceModel(comm::Communicator& alone, const config::Config& 
 }
 
 ConstMatrix InferenceModel::logits(std::span<const std::int32_t> tokens) {
-  if (static_cast<std::int64_t>(tokens.size()) > positions()) internal_error("more tokens than the model has positions");
+  if (static_cast<std::int64_t>(tokens.size()) > positions())
+    internal_error("more tokens than the model has positions");
   auto* input = reinterpret_cast<std::int32_t*>(at(frame_, layout_.data_input));
   std::fill_n(input, positions(), 0);
   std::copy(tokens.begin(), tokens.end(), input);

@@ -34,9 +34,10 @@ void check_samples(const RunPlan& plan, const storage::Dataset& data) {
   const double fraction = plan.config.data.validation_fraction;
   const storage::Split split = storage::split(data.size(), fraction);
   if (split.training > 0) return;
-  throw Error(ExitCode::Data, fmt::format("data: has {} samples, of which data.validation_fraction {} holds out {}; nothing is "
-                                          "left to train on: give more data or a smaller fraction",
-                                          data.size(), fraction, split.held_out));
+  throw Error(ExitCode::Data,
+              fmt::format("data: has {} samples, of which data.validation_fraction {} holds out {}; nothing is "
+                          "left to train on: give more data or a smaller fraction",
+                          data.size(), fraction, split.held_out));
 }
 
 storage::ModelInput model_input(const model::Graph& graph) {

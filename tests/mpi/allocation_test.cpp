@@ -9,10 +9,12 @@ using namespace trainer;
 
 namespace {
 
-std::int64_t allocations_in_steps(comm::Communicator& world, const std::string& model, const std::vector<std::string>& set) {
+std::int64_t allocations_in_steps(comm::Communicator& world, const std::string& model,
+                                  const std::vector<std::string>& set) {
   const auto config = config::parse(test::model_json(model), "test", set);
   const runtime::RunPlan plan = runtime::make_plan(config, world.size());
-  const auto data = storage::load_dataset(plan.config.data, runtime::model_input(plan.graph), plan.config.training.seed);
+  const auto data =
+      storage::load_dataset(plan.config.data, runtime::model_input(plan.graph), plan.config.training.seed);
   ThreadPool pool(1, false);
   runtime::Worker worker(world, plan, *data, pool, true);
   worker.initialise();
@@ -30,7 +32,9 @@ TEST_CASE("a steady-state step allocates nothing") {
     for (const std::string axis : {"data", "pipeline", "tensor"}) {
       CAPTURE(model);
       CAPTURE(axis);
-      CHECK(allocations_in_steps(world, model, {"parallel." + axis + "=" + std::to_string(world.size()), "training.micro_batches=2"}) == 0);
+      CHECK(allocations_in_steps(
+                world, model, {"parallel." + axis + "=" + std::to_string(world.size()), "training.micro_batches=2"}) ==
+            0);
     }
   }
   // The counter counts.

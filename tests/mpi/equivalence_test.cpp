@@ -15,7 +15,8 @@ namespace {
 std::string scratch(comm::Communicator& world) {
   static int count = 0;
   const char* tmp = std::getenv("TMPDIR");
-  const std::string mine = std::string(tmp ? tmp : "/tmp") + "/trainer-mpi-" + std::to_string(getpid()) + "-" + std::to_string(count++);
+  const std::string mine =
+      std::string(tmp ? tmp : "/tmp") + "/trainer-mpi-" + std::to_string(getpid()) + "-" + std::to_string(count++);
   return world.gather_strings(mine).front();
 }
 
@@ -37,7 +38,8 @@ TEST_CASE("any layout is one rank") {
     CAPTURE(c.name());
     const test::Case one = c.reference();
     const std::string directory = scratch(world);
-    if (world.rank() == 0 && !references.contains(one.name())) references[one.name()] = run_alone(one, directory + "-one");
+    if (world.rank() == 0 && !references.contains(one.name()))
+      references[one.name()] = run_alone(one, directory + "-one");
     world.barrier();
     const test::Trained trained = test::run(world, c, directory);
     if (world.rank() != 0) continue;

@@ -14,7 +14,8 @@ namespace {
 std::string scratch() {
   static int count = 0;
   const char* tmp = std::getenv("TMPDIR");
-  return std::string(tmp ? tmp : "/tmp") + "/trainer-equivalence-" + std::to_string(getpid()) + "-" + std::to_string(count++);
+  return std::string(tmp ? tmp : "/tmp") + "/trainer-equivalence-" + std::to_string(getpid()) + "-" +
+         std::to_string(count++);
 }
 
 test::Trained run_threads(const test::Case& c) {
@@ -42,7 +43,8 @@ TEST_CASE("any layout is one rank") {
       if (test::keeps_bits(c)) CHECK(d.same_bits);
       CHECK(d.loss <= 5e-6);
       CHECK(d.weight <= 1e-4);
-      if (std::getenv("TRAINER_TEST_VERBOSE")) MESSAGE(c.name() << ": loss " << d.loss << " weight " << d.weight << " in " << d.where);
+      if (std::getenv("TRAINER_TEST_VERBOSE"))
+        MESSAGE(c.name() << ": loss " << d.loss << " weight " << d.weight << " in " << d.where);
     }
   }
 }

@@ -22,7 +22,7 @@ struct Trained {
 };
 
 struct Case {
-  std::string model;     // a name of model_json()
+  std::string model;  // a name of model_json()
   std::int64_t data = 1, pipeline = 1, tensor = 1;
   std::string schedule = "1f1b";
   int threads = 1;
@@ -93,7 +93,8 @@ class LossKeeper final : public Observer {
 inline Trained run(comm::Communicator& world, const Case& c, const std::string& directory) {
   const auto config = config::parse(model_json(c.model), "test", overrides(c, directory));
   const runtime::RunPlan plan = runtime::make_plan(config, world.size());
-  const auto data = storage::load_dataset(plan.config.data, runtime::model_input(plan.graph), plan.config.training.seed);
+  const auto data =
+      storage::load_dataset(plan.config.data, runtime::model_input(plan.graph), plan.config.training.seed);
   Trained trained;
   runtime::TrainOptions options;
   options.overwrite = true;
@@ -126,7 +127,8 @@ struct Distance {
 inline Distance distance(const Trained& a, const Trained& b) {
   Distance d;
   d.same_bits = a.losses == b.losses && a.weights == b.weights && !a.losses.empty() && !a.weights.empty();
-  if (a.losses.size() != b.losses.size() || a.weights.size() != b.weights.size()) return {INFINITY, INFINITY, "sizes", false};
+  if (a.losses.size() != b.losses.size() || a.weights.size() != b.weights.size())
+    return {INFINITY, INFINITY, "sizes", false};
   for (std::size_t i = 0; i < a.losses.size(); ++i) {
     d.loss = std::max(d.loss, std::abs(a.losses[i] - b.losses[i]) / std::abs(b.losses[i]));
   }
@@ -147,8 +149,10 @@ inline Distance distance(const Trained& a, const Trained& b) {
 inline std::vector<Case> layouts(std::int64_t ranks) {
   std::vector<Case> all;
   const auto add = [&](const std::string& model, std::int64_t data, std::int64_t pipeline, std::int64_t tensor,
-                       const std::string& schedule, int threads, std::int64_t micro_batches, const std::string& extra = "") {
-    if (data * pipeline * tensor == ranks) all.push_back({model, data, pipeline, tensor, schedule, threads, micro_batches, extra});
+                       const std::string& schedule, int threads, std::int64_t micro_batches,
+                       const std::string& extra = "") {
+    if (data * pipeline * tensor == ranks)
+      all.push_back({model, data, pipeline, tensor, schedule, threads, micro_batches, extra});
   };
   for (const std::string model : {"gpt tied", "gpt untied", "mlp"}) {
     add(model, 1, 1, 1, "1f1b", 2, 4);

@@ -41,23 +41,23 @@ inline constexpr int kMaxParameters = 2;
 struct ForwardCall {
   ThreadPool& pool;
   MicroBatch batch;
-  ConstMatrix x[kMaxInputs] = {};               // [rows, in features]
-  ConstTokens tokens = {};                      // [rows, 1] in place of x[0] where the input is tokens
+  ConstMatrix x[kMaxInputs] = {};  // [rows, in features]
+  ConstTokens tokens = {};         // [rows, 1] in place of x[0] where the input is tokens
   const float* parameters[kMaxParameters] = {};
-  Matrix y = {};                                // [rows, out features], overwritten
-  std::byte* saved = nullptr;                   // Needs::saved_bytes
+  Matrix y = {};               // [rows, out features], overwritten
+  std::byte* saved = nullptr;  // Needs::saved_bytes
   std::byte* workspace = nullptr;
 };
 struct BackwardInputCall {
   ThreadPool& pool;
   MicroBatch batch;
-  ConstMatrix x[kMaxInputs] = {};               // where Needs asks for it
-  ConstMatrix y = {};                           // where Needs asks for it
-  ConstMatrix dy = {};                          // [rows, out features]
+  ConstMatrix x[kMaxInputs] = {};  // where Needs asks for it
+  ConstMatrix y = {};              // where Needs asks for it
+  ConstMatrix dy = {};             // [rows, out features]
   const float* parameters[kMaxParameters] = {};
   const std::byte* saved = nullptr;
-  Matrix dx[kMaxInputs] = {};                   // null where nobody wants it
-  bool accumulate[kMaxInputs] = {};             // dx += instead of dx =
+  Matrix dx[kMaxInputs] = {};        // null where nobody wants it
+  bool accumulate[kMaxInputs] = {};  // dx += instead of dx =
   std::byte* workspace = nullptr;
 };
 struct BackwardWeightCall {

@@ -45,6 +45,8 @@ class Worker {
   const storage::Split& split() const { return split_; }
   std::int64_t total_steps() const { return total_steps_; }
   const plan::Coordinates& coordinates() const { return at_; }
+  /// Weights, and after a step the gradients it summed (before clipping).
+  Parameters& parameters() { return *parameters_; }
 
   /// Seconds this rank has waited so far, by reason.
   struct Waits {
