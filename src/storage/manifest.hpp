@@ -12,7 +12,7 @@
 
 namespace trainer::storage {
 
-constexpr const char* kManifestName = "manifest.json";
+inline constexpr const char* kManifestName = "manifest.json";
 
 /// One box in one shard.
 struct StoredPiece {
