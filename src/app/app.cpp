@@ -3,11 +3,14 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <exception>
 #include <fstream>
 #include <sstream>
+#include <thread>
 
 #include "app.hpp"
 #include "trainer/comm/topology.hpp"
@@ -38,11 +41,18 @@ bool uses_mpi(const config::Command& command) {
   return train != nullptr || std::holds_alternative<config::EvalCommand>(command);
 }
 
+// MPICH's launcher forgets the status of ranks that end at the same moment after a signal to it; a rank that ends later
+// is heard.
+void leave_one_after_another(int rank) {
+  std::this_thread::sleep_for(std::chrono::milliseconds(100 * std::min(rank, 8)));
+}
+
 // Every rank comes here with the same Error where it was agreed (rank 0 speaks), or alone with one of its own: then it
 // speaks, and ends all others.
-int run_with_mpi(int argc, char** argv, const config::Command& command) {
+int run_with_mpi(int argc, char** argv, const config::Command& command, int& rank) {
   comm::MpiSession mpi(&argc, &argv);
   const auto world = mpi.world();
+  rank = world->rank();
   try {
     if (const auto message = comm::wrong_launcher_message(world->size())) throw Error(ExitCode::Usage, *message);
     Context context{mpi, *world, comm::peak_resident_bytes()};
@@ -101,7 +111,12 @@ int run(int argc, char** argv) {
     return static_cast<int>(leave->code);
   }
   ops::flush_denormals();
-  if (uses_mpi(command)) return run_with_mpi(argc, argv, command);
+  if (uses_mpi(command)) {
+    int rank = 0;
+    const int code = run_with_mpi(argc, argv, command, rank);
+    if (code == static_cast<int>(ExitCode::Interrupted)) leave_one_after_another(rank);
+    return code;
+  }
   try {
     return static_cast<int>(run_alone(command));
   } catch (const Error& error) {

@@ -27,7 +27,9 @@ config::Config evaluation_config(const storage::CheckpointReader& checkpoint, co
   const auto& trained = config.parallel;
   const std::int64_t pieces = std::max<std::int64_t>(1, trained.data) * config.training.micro_batches;
   const std::int64_t samples = std::max<std::int64_t>(1, config.training.batch_size / pieces);
-  config.parallel = {.data = ranks, .pipeline = 1, .tensor = 1};
+  config.parallel = config::Parallel{};
+  config.parallel.data = ranks;
+  config.parallel.pipeline = config.parallel.tensor = 1;
   config.training.micro_batches = 1;
   config.training.micro_batch_size = 0;
   config.training.batch_size = samples * ranks;

@@ -11,7 +11,8 @@ namespace trainer::runtime {
 namespace {
 
 RunPlan one_rank_plan(config::Config config) {
-  config.parallel = {.data = 1, .pipeline = 1, .tensor = 1};
+  config.parallel = config::Parallel{};
+  config.parallel.data = config.parallel.pipeline = config.parallel.tensor = 1;
   config.training.batch_size = 1;
   config.training.micro_batches = 1;
   config.training.micro_batch_size = 0;
