@@ -16,10 +16,10 @@ inline void relax() {
 
 }  // namespace
 
-// A loop is published by opening it and bumping `generation`. A worker that is awake enters (`inside`), checks that the loop is still
-// open, and takes indices from `next` until they run out. The caller closes the loop when it finds no index left, and waits only for
-// workers that are inside: one that still sleeps, or has no core to run on, is not waited for.
-// Workers spin a while on `generation` before they sleep in the kernel (atomic wait).
+// A loop is published by opening it and bumping `generation`. A worker that is awake enters (`inside`), checks that the
+// loop is still open, and takes indices from `next` until they run out. The caller closes the loop when it finds no
+// index left, and waits only for workers that are inside: one that still sleeps, or has no core to run on, is not
+// waited for. Workers spin a while on `generation` before they sleep in the kernel (atomic wait).
 struct ThreadPool::State {
   int threads = 1;
   int spins = 0;
