@@ -16,7 +16,6 @@ struct Avx2 {
   static constexpr int kVectors = 2;
   static constexpr int kDepth = 4;
   static constexpr int kStepA = 8;
-  static constexpr int kPrefetch = 16 * 16;
 
   static __m256i mask(int part) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kMaskSource + 8 - part)); }
   static Type zero() { return _mm256_setzero_ps(); }

@@ -13,7 +13,6 @@ struct Avx512 {
   static constexpr int kRows = 14;
   static constexpr int kVectors = 2;
   static constexpr int kStepA = 16;
-  static constexpr int kPrefetch = 16 * 32;
 
   static __mmask16 mask(int part) { return static_cast<__mmask16>((1U << part) - 1U); }
   static Type zero() { return _mm512_setzero_ps(); }

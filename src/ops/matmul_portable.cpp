@@ -14,7 +14,6 @@ struct Portable {
   static constexpr int kVectors = 2;
   static constexpr int kDepth = 4;
   static constexpr int kStepA = 4;
-  static constexpr int kPrefetch = 16 * 8;
 
   static Type zero() { return {}; }
   static Type broadcast(const float* from) { return {{*from, *from, *from, *from}}; }

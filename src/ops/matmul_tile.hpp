@@ -2,8 +2,9 @@
 // the including file), which gives every instantiation internal linkage too: no copy compiled for one instruction set
 // can be linked into code for another.
 //
-// V: Type, kLanes, kRows, kVectors, kStepA; zero, broadcast, load, load_part, store, store_part, add, fma, fma(x, y, z)
-// = x·y + z; transpose4 reads 4 k-neighbours of kLanes rows and stores 4 vectors.
+// V has Type, kLanes, kRows, kVectors, kStepA, kDepth; zero, broadcast, load, load_part, store, store_part, add,
+// fma(x, y, z) = x·y + z. transpose4 reads 4 k-neighbours of kLanes rows and stores 4 vectors; transpose, where
+// kDepth > 4, the same for kDepth.
 #pragma once
 
 #include <cstdint>
@@ -24,51 +25,13 @@ template <class V>
 struct Tiles {
   using Type = typename V::Type;
   static constexpr int kPanel = V::kVectors * V::kLanes;
+  static constexpr int kAhead = 16 * kPanel;  // how far B is prefetched
 
-  /// One kRows × (kVectors · lanes) tile. `a_across` says that neighbouring rows of A are neighbours in memory
-  /// (step 1), else neighbouring k are (k_step 1).
-  template <int kRows, int kVectors, bool kAcross>
-  static void tile(const TileRow& work, const float* b, float* c, std::int64_t columns, const float* bias) {
+  /// C = sums, or C + sums, then + bias.
+  template <int kRows, int kVectors>
+  [[gnu::always_inline]] static void write_back(Type (&sums)[kRows][kVectors], const TileRow& work, float* c,
+                                                std::int64_t columns, const float* bias) {
     const std::int64_t ldc = work.ldc;
-    Type sums[kRows][kVectors];
-    unrolled<kRows>([&]<int r>() __attribute__((always_inline)) {
-      __builtin_prefetch(c + r * ldc, 1);
-      __builtin_prefetch(c + r * ldc + columns - 1, 1);
-      unrolled<kVectors>([&]<int v>() __attribute__((always_inline)) { sums[r][v] = V::zero(); });
-    });
-
-    // Rows are addressed as base[r / 3] + (r % 3) · step, which x86 has an address mode for.
-    constexpr int kBases = (kRows + 2) / 3;
-    const std::int64_t step = kAcross ? 1 : work.a.step;
-    const std::int64_t k_step = kAcross ? work.a.k_step : 1;
-    const float* bases[kBases];
-    unrolled<kBases>([&]<int i>() __attribute__((always_inline)) { bases[i] = work.a.data + 3 * i * step; });
-    const auto add_product = [&](const float* const* base, const float* at_b, std::int64_t k_offset)
-        __attribute__((always_inline)) {
-      Type y[kVectors];
-      unrolled<kVectors>([&]<int v>() __attribute__((always_inline)) { y[v] = V::load(at_b + v * V::kLanes); });
-      unrolled<kRows>([&]<int r>() __attribute__((always_inline)) {
-        const float* row = kAcross ? base[0] + r : base[r / 3] + (r % 3) * step;
-        const Type x = V::broadcast(row + k_offset);
-        unrolled<kVectors>([&]<int v>() __attribute__((always_inline)) { sums[r][v] = V::fma(x, y[v], sums[r][v]); });
-      });
-    };
-    std::int64_t k = work.k;
-    for (; k >= 4; k -= 4) {
-      unrolled<4>([&]<int u>() __attribute__((always_inline)) {
-        __builtin_prefetch(b + V::kPrefetch + u * kPanel);
-        if constexpr (kVectors * V::kLanes > 16) __builtin_prefetch(b + V::kPrefetch + u * kPanel + 16);
-        add_product(bases, b + u * kPanel, u * k_step);
-      });
-      b += 4 * kPanel;
-      unrolled<kBases>([&]<int i>() __attribute__((always_inline)) { bases[i] += 4 * k_step; });
-    }
-    for (; k > 0; --k) {
-      add_product(bases, b, 0);
-      b += kPanel;
-      unrolled<kBases>([&]<int i>() __attribute__((always_inline)) { bases[i] += k_step; });
-    }
-
     unrolled<kVectors>([&]<int v>() __attribute__((always_inline)) {
       const std::int64_t valid = columns - v * V::kLanes;
       if (valid >= V::kLanes) {
@@ -92,19 +55,57 @@ struct Tiles {
     });
   }
 
-  using TileFunction = void (*)(const TileRow&, const float*, float*, std::int64_t, const float*);
+  /// One kRows × (kVectors · lanes) tile.
+  template <int kRows, int kVectors>
+  static void tile(const TileRow& work, const float* b, float* c, std::int64_t columns, const float* bias) {
+    const std::int64_t ldc = work.ldc;
+    Type sums[kRows][kVectors];
+    unrolled<kRows>([&]<int r>() __attribute__((always_inline)) {
+      __builtin_prefetch(c + r * ldc, 1);
+      __builtin_prefetch(c + r * ldc + columns - 1, 1);
+      unrolled<kVectors>([&]<int v>() __attribute__((always_inline)) { sums[r][v] = V::zero(); });
+    });
 
-  template <int kVectors, bool kAcross, int kRows = V::kRows>
-  static TileFunction tile_for(std::int64_t rows) {
-    if constexpr (kRows > 1) {
-      if (rows < kRows) return tile_for<kVectors, kAcross, kRows - 1>(rows);
+    // Row r of A is at bases[r / 3] + (r % 3) · step, which x86 has an address mode for.
+    constexpr int kBases = (kRows + 2) / 3;
+    const std::int64_t step = work.a.step, k_step = work.a.k_step;
+    const float* bases[kBases];
+    unrolled<kBases>([&]<int i>() __attribute__((always_inline)) { bases[i] = work.a.data + 3 * i * step; });
+    const auto add_product = [&]() __attribute__((always_inline)) {
+      Type y[kVectors];
+      unrolled<kVectors>([&]<int v>() __attribute__((always_inline)) { y[v] = V::load(b + v * V::kLanes); });
+      unrolled<kPanel / 16>([&]<int l>() __attribute__((always_inline)) { __builtin_prefetch(b + kAhead + 16 * l); });
+      unrolled<kRows>([&]<int r>() __attribute__((always_inline)) {
+        const Type x = V::broadcast(bases[r / 3] + (r % 3) * step);
+        unrolled<kVectors>([&]<int v>() __attribute__((always_inline)) { sums[r][v] = V::fma(x, y[v], sums[r][v]); });
+      });
+      b += kPanel;
+      unrolled<kBases>([&]<int i>() __attribute__((always_inline)) {
+        bases[i] += k_step;
+        asm("" : "+r"(bases[i]));  // else the sum is folded into every address, at an instruction each
+      });
+    };
+    for (std::int64_t pair = work.k / 2; pair > 0; --pair) {
+      add_product();
+      add_product();
     }
-    return &tile<kRows, kVectors, kAcross>;
+    if (work.k % 2 != 0) add_product();
+
+    write_back<kRows, kVectors>(sums, work, c, columns, bias);
   }
 
-  template <bool kAcross>
-  static void multiply_panels(const TileRow& work) {
-    const TileFunction full = tile_for<V::kVectors, kAcross>(work.rows);
+  using TileFunction = void (*)(const TileRow&, const float*, float*, std::int64_t, const float*);
+
+  template <int kVectors, int kRows = V::kRows>
+  static TileFunction tile_for(std::int64_t rows) {
+    if constexpr (kRows > 1) {
+      if (rows < kRows) return tile_for<kVectors, kRows - 1>(rows);
+    }
+    return &tile<kRows, kVectors>;
+  }
+
+  static void multiply(const TileRow& work) {
+    const TileFunction full = tile_for<V::kVectors>(work.rows);
     const float* b = work.b;
     std::int64_t at = 0;
     const auto bias_at = [&] { return work.bias == nullptr ? nullptr : work.bias + at; };
@@ -112,15 +113,7 @@ struct Tiles {
       const std::int64_t left = work.columns - at;
       full(work, b, work.c + at, left < kPanel ? left : kPanel, bias_at());
     }
-    if (at < work.columns) tile_for<1, kAcross>(work.rows)(work, b, work.c + at, work.columns - at, bias_at());
-  }
-
-  static void multiply(const TileRow& work) {
-    if (work.a.step == 1) {
-      multiply_panels<true>(work);
-    } else {
-      multiply_panels<false>(work);
-    }
+    if (at < work.columns) tile_for<1>(work.rows)(work, b, work.c + at, work.columns - at, bias_at());
   }
 
   static void pack(const Operand& from, std::int64_t count, std::int64_t k, std::int64_t dst_step, float* dst) {
