@@ -81,16 +81,18 @@ std::string summary(const runtime::RunPlan& plan) {
 }
 
 std::unique_ptr<Observer> make_observers(const config::Config& config, std::int64_t resumed_step) {
+  // Progress comes last: the others tell their warnings to it.
   std::vector<std::unique_ptr<Observer>> all;
   const std::int64_t every = config.logging.every_steps;
-  all.push_back(observe::make_progress(isatty(STDERR_FILENO) != 0, every));
+  auto progress = observe::make_progress(isatty(STDERR_FILENO) != 0, every);
   const std::string& directory =
       config.logging.directory.empty() ? config.checkpoint.directory : config.logging.directory;
   if (!directory.empty()) {
     storage::real_file_system().make_directories(directory);
-    all.push_back(observe::make_metrics(directory, every, resumed_step));
-    all.push_back(observe::make_tensorboard(directory, every));
+    all.push_back(observe::make_metrics(directory, every, resumed_step, progress.get()));
+    all.push_back(observe::make_tensorboard(directory, every, progress.get()));
   }
+  all.push_back(std::move(progress));
   return observe::make_fan_out(std::move(all));
 }
 

@@ -34,7 +34,7 @@ std::vector<BucketRange> bucket_ranges(const ParameterLayout& parameters, std::i
 int tied_uses_before(const RunPlan& plan, ParameterId parameter) {
   int count = 0;
   for (ParameterId p(0); p < parameter; ++p.value) {
-    const std::size_t uses = uses_of(plan, p).size();
+    const std::size_t uses = plan.uses(p).size();
     if (uses > 1) count += static_cast<int>(uses);
   }
   return count;
@@ -61,7 +61,7 @@ void GradientSync::make_buckets(const RunPlan&, Parameters& parameters, comm::Co
 
 void GradientSync::make_tied(const RunPlan& plan, StageId stage, Parameters& parameters, comm::Communicator& pipeline) {
   for (const HeldParameter& held : parameters.layout().held) {
-    const auto uses = uses_of(plan, held.id);
+    const auto& uses = plan.uses(held.id);
     if (uses.size() < 2) continue;
     const int first_tag = kTiedTagBase + tied_uses_before(plan, held.id);
     std::set<StageId> holders;
@@ -156,7 +156,7 @@ std::size_t GradientSync::extra_bytes(const RunPlan& plan, const ParameterLayout
     }
   }
   for (const HeldParameter& held : parameters.held) {
-    const auto uses = uses_of(plan, held.id);
+    const auto& uses = plan.uses(held.id);
     if (uses.size() < 2) continue;
     const auto remote =
         std::count_if(uses.begin(), uses.end(), [stage](const ParameterUse& use) { return use.stage != stage; });

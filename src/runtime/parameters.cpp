@@ -49,7 +49,7 @@ ParameterLayout lay_out_parameters(const RunPlan& plan, const plan::LocalGraph& 
   std::vector<std::int64_t> held_index(plan.graph.parameters.size(), -1);
   for (std::size_t p = 0; p < plan.graph.parameters.size(); ++p) {
     const ParameterId id(static_cast<std::int64_t>(p));
-    const auto uses = uses_of(plan, id);
+    const auto& uses = plan.uses(id);
     if (std::none_of(uses.begin(), uses.end(), [stage](const ParameterUse& use) { return use.stage == stage; }))
       continue;
     HeldParameter held;

@@ -39,6 +39,19 @@ bool has_split_backward(const schedule::Schedule& schedule, StageId stage) {
   return false;
 }
 
+std::vector<std::vector<ParameterUse>> uses_by_parameter(const RunPlan& plan) {
+  std::vector<std::vector<ParameterUse>> uses(plan.graph.parameters.size());
+  for (std::int64_t s = 0; s < plan.stages(); ++s) {
+    const Range nodes = plan.nodes(StageId(s));
+    for (std::int64_t i = nodes.begin; i < nodes.end; ++i) {
+      for (const ParameterId p : plan.graph.nodes[static_cast<std::size_t>(i)].parameters) {
+        uses[p.index()].push_back({NodeId(i), StageId(s)});
+      }
+    }
+  }
+  return uses;
+}
+
 LayoutRequest layout_request(const RunPlan& plan, const plan::LocalGraph& local, StageId stage, int threads) {
   return {.graph = plan.graph,
           .local = local,
@@ -60,6 +73,7 @@ RunPlan make_plan(config::Config config, std::int64_t ranks) {
   plan.mesh = {parallel.data, parallel.pipeline, parallel.tensor};
   plan.stage_units = plan::cut_stages(plan.graph, parallel, parallel.pipeline);
   for (const Range units : plan.stage_units) plan.stage_nodes.push_back(plan::nodes_of(plan.graph, units));
+  plan.parameter_uses = uses_by_parameter(plan);
   const schedule::PipelineShape shape{parallel.pipeline, config.training.micro_batches, parallel.split_backward};
   plan.training = schedule::add_reductions(schedule::add_communication(compute_schedule(parallel, shape)));
   plan.forward_only = schedule::add_communication(schedule::forward_only(shape));
@@ -72,19 +86,6 @@ RunPlan make_plan(config::Config config, std::int64_t ranks) {
   for (std::int64_t t = 0; t < parallel.tensor; ++t) plan::shard(plan.graph, parallel.tensor, t);
   plan.config = std::move(config);
   return plan;
-}
-
-std::vector<ParameterUse> uses_of(const RunPlan& plan, ParameterId parameter) {
-  std::vector<ParameterUse> uses;
-  for (std::int64_t s = 0; s < plan.stages(); ++s) {
-    const Range nodes = plan.nodes(StageId(s));
-    for (std::int64_t i = nodes.begin; i < nodes.end; ++i) {
-      for (const ParameterId p : plan.graph.nodes[static_cast<std::size_t>(i)].parameters) {
-        if (p == parameter) uses.push_back({NodeId(i), StageId(s)});
-      }
-    }
-  }
-  return uses;
 }
 
 StageLayout training_layout(const RunPlan& plan, const plan::LocalGraph& local, StageId stage, int threads) {

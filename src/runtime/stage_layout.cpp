@@ -264,18 +264,14 @@ class LayoutBuilder {
     }
   }
 
-  // Values whose gradients are v's own memory, v included.
+  // Values whose gradients are v's own memory, v included: down the second inputs of sums.
   std::vector<ValueId> aliases(ValueId v) const {
     std::vector<ValueId> all{v};
-    for (std::size_t n = 0; n < all.size(); ++n) {
-      for (std::size_t other = 0; other < r_.graph.values.size(); ++other) {
-        const ValueId id(static_cast<std::int64_t>(other));
-        if (uses_[other].users.size() != 1 || !inside(uses_[other].users.front())) continue;
-        const std::int64_t user = uses_[other].users.front();
-        if (node(user).output == all[n] && shares_gradient(user, 1) && node(user).inputs[1] == id) all.push_back(id);
-      }
+    while (true) {
+      const std::int64_t producer = uses_[all.back().index()].producer;
+      if (!inside(producer) || !shares_gradient(producer, 1)) return all;
+      all.push_back(node(producer).inputs[1]);
     }
-    return all;
   }
 
   void allocate_gradient(ValueId v, std::int64_t first_user) {

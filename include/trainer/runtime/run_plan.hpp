@@ -14,6 +14,12 @@
 
 namespace trainer::runtime {
 
+/// One use of a parameter by a node, and the stage that holds it.
+struct ParameterUse {
+  NodeId node;
+  StageId stage;
+};
+
 struct RunPlan {
   config::Config config;  // with parallel resolved
   model::Graph graph;
@@ -25,21 +31,16 @@ struct RunPlan {
   std::vector<schedule::StageSlots> training_slots;      // [stage]
   std::vector<schedule::StageSlots> forward_only_slots;  // [stage]
   std::int64_t micro_batch_samples = 0;
+  /// [parameter] all uses over all stages in the order of nodes; more than one: tied.
+  std::vector<std::vector<ParameterUse>> parameter_uses;
 
   std::int64_t stages() const { return static_cast<std::int64_t>(stage_units.size()); }
   Range nodes(StageId stage) const { return stage_nodes[stage.index()]; }
+  const std::vector<ParameterUse>& uses(ParameterId p) const { return parameter_uses[p.index()]; }
 };
 
 /// Resolves, builds, cuts and schedules for `ranks`; verifies the schedules. Throws Error(Usage).
 RunPlan make_plan(config::Config config, std::int64_t ranks);
-
-/// One use of a parameter by a node, and the stage that holds it.
-struct ParameterUse {
-  NodeId node;
-  StageId stage;
-};
-/// All uses of a parameter over all stages in the order of nodes; more than one: tied.
-std::vector<ParameterUse> uses_of(const RunPlan& plan, ParameterId parameter);
 
 /// Bytes that one rank will hold, by purpose.
 struct MemoryPrediction {
