@@ -61,6 +61,18 @@ inline std::string model_json(const std::string& name) {
                          "tie_embeddings": )" +
            tie + R"(, "dropout": )" + dropout + "}, " + training + R"(, "sequence_length": 11}, )" + rest;
   }
+  if (name == "sequential") {  // residuals whose first layer is column-parallel, activations kept by their outputs,
+                               // dropout in a pair
+    return R"({"model": {"type": "sequential", "layers": [
+        {"type": "embedding", "vocab_size": 37, "hidden_size": 20}, {"type": "position_embedding", "context_length": 9},
+        {"type": "residual", "layers": [{"type": "linear", "output_size": 33}, {"type": "tanh"},
+                                        {"type": "dropout", "probability": 0.1}, {"type": "linear", "output_size": 20}]},
+        {"type": "sigmoid"},
+        {"type": "residual", "layers": [{"type": "causal_self_attention", "num_heads": 4, "dropout": 0.1}]},
+        {"type": "layer_norm"}, {"type": "linear", "output_size": 19}, {"type": "relu"},
+        {"type": "linear", "output_size": 37, "bias": false}]}, )" +
+           training + R"(, "sequence_length": 9}, )" + rest;
+  }
   return R"({"model": {"type": "mlp", "input_size": 13, "hidden_sizes": [29, 17, 23], "output_size": 7, "activation": "gelu"}, )" +
          training + "}, " + rest;
 }
@@ -183,6 +195,15 @@ inline std::vector<Case> layouts(std::int64_t ranks) {
     add(model, 2, 4, 2, "1f1b", 1, 3);
     add(model, 4, 2, 2, "1f1b", 1, 1);
   }
+  add("sequential", 1, 2, 1, "1f1b", 1, 4);
+  add("sequential", 1, 3, 1, "gpipe", 2, 2);
+  add("sequential", 1, 4, 1, "1f1b", 1, 4, "parallel.partition=uniform");
+  add("sequential", 1, 4, 1, "1f1b", 1, 3, "parallel.partition=[3,2,2,2]");
+  add("sequential", 1, 1, 2, "1f1b", 1, 4);
+  add("sequential", 1, 1, 3, "1f1b", 1, 4);
+  add("sequential", 1, 2, 2, "1f1b", 1, 4);
+  add("sequential", 2, 1, 1, "1f1b", 2, 2);
+  add("sequential", 2, 2, 2, "gpipe", 1, 2, "parallel.partition=[6,3]");
   add("gpt dropout", 1, 2, 1, "1f1b", 1, 4);
   add("gpt dropout", 1, 3, 1, "gpipe", 2, 4);
   add("gpt dropout", 1, 1, 2, "1f1b", 1, 4);
