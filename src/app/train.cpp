@@ -99,6 +99,10 @@ std::unique_ptr<Observer> make_observers(const config::Config& config, std::int6
 // The run's facts for people, on stdout, and for scripts in DIRECTORY/summary.json.
 void report(const runtime::RunPlan& plan, const runtime::TrainResult& result) {
   const auto steps = static_cast<double>(result.last_step - result.first_step + 1);
+  if (steps == 0) {
+    fmt::print("nothing left to train: {} is at step {} already\n", result.checkpoint, result.last_step);
+    return;
+  }
   std::string text = fmt::format("trained {} steps in {}, loss {:.6g}", result.last_step - result.first_step + 1,
                                  observe::human_duration(result.seconds), result.loss);
   if (result.validation_loss) text += fmt::format(", validation loss {:.6g}", *result.validation_loss);
