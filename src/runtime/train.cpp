@@ -135,9 +135,9 @@ class Run {
       result_.message = "a checkpoint could not be saved: " + saver_.last_failure();
     } else if (interrupted) {
       result_.code = ExitCode::Interrupted;
-      result_.message = fmt::format("stopped on request after step {} of {}; {}", result_.last_step, total_,
-                                    saver_.enabled() ? "continue with --resume"
-                                                     : "nothing was saved, as checkpoint.directory is not set");
+      result_.message = fmt::format(
+          "stopped on request after step {} of {}; {}", result_.last_step, total_,
+          saver_.enabled() ? "continue with --resume" : "nothing was saved, as checkpoint.directory is not set");
     }
   }
 

@@ -18,13 +18,22 @@ std::string scratch() {
          std::to_string(count++);
 }
 
-test::Trained run_threads(const test::Case& c) {
+struct Network {
+  comm::SendMode mode = comm::SendMode::Eager;
+  std::uint64_t fault_seed = 0;  // 0: none
+};
+
+test::Trained run_threads(const test::Case& c, Network network = {}) {
   test::Trained result;
   const std::string directory = scratch();
-  comm::run_in_process(static_cast<int>(c.ranks()), [&](comm::Communicator& world) {
-    test::Trained mine = test::run(world, c, directory);
-    if (world.rank() == 0) result = std::move(mine);
-  });
+  comm::run_in_process(
+      static_cast<int>(c.ranks()),
+      [&](comm::Communicator& inner) {
+        const auto faulty = network.fault_seed == 0 ? nullptr : comm::make_faulty(inner, network.fault_seed, 0.0005);
+        test::Trained mine = test::run(faulty ? *faulty : inner, c, directory);
+        if (inner.rank() == 0) result = std::move(mine);
+      },
+      network.mode);
   return result;
 }
 
@@ -45,6 +54,22 @@ TEST_CASE("any layout is one rank") {
       CHECK(d.weight <= 1e-4);
       if (std::getenv("TRAINER_TEST_VERBOSE"))
         MESSAGE(c.name() << ": loss " << d.loss << " weight " << d.weight << " in " << d.where);
+    }
+  }
+}
+
+TEST_CASE("late and reordered messages, and sends that wait for their receive, change nothing") {
+  comm::set_wait_policy({.yield = true, .hang_seconds = 60, .progress = {}});
+  const std::vector<test::Case> cases{{"gpt tied", 1, 4, 1, "1f1b", 1, 6, "training.steps=4"},
+                                      {"gpt tied", 2, 2, 1, "gpipe", 1, 3, "training.steps=4"},
+                                      {"sequential", 1, 2, 2, "1f1b", 1, 4, "training.steps=4"},
+                                      {"mlp", 3, 1, 1, "1f1b", 1, 2, "training.steps=4"}};
+  for (const test::Case& c : cases) {
+    CAPTURE(c.name());
+    const test::Trained calm = run_threads(c);
+    CHECK(test::distance(run_threads(c, {comm::SendMode::Rendezvous, 0}), calm).same_bits);
+    for (const std::uint64_t seed : {1, 2}) {
+      CHECK(test::distance(run_threads(c, {comm::SendMode::Rendezvous, seed}), calm).same_bits);
     }
   }
 }
