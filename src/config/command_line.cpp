@@ -121,7 +121,8 @@ Subcommands add_subcommands(CLI::App& app, Texts& t) {
   Subcommands s;
   s.export_ = app.add_subcommand("export", "Write the weights of a checkpoint for other programs");
   add_checkpoint(s.export_, t);
-  add_text(s.export_, "--format", t.format, "safetensors (model.safetensors, our names) or hf (for Hugging Face)", "NAME");
+  add_text(s.export_, "--format", t.format, "safetensors (model.safetensors, our names) or hf (for Hugging Face)",
+           "NAME");
   add_text(s.export_, "--out", t.out, "The folder to make", "DIR");
   s.export_->add_flag("--overwrite", t.overwrite, "Replace what is there");
   s.export_->footer(std::string(kExportExamples) + kWithoutMpiexec);

@@ -19,7 +19,7 @@ STEPS = 10
 def train(arguments, folder, kernels, threads, parallel):
     """Losses, exported bytes, and the build that the checkpoint says it was written by."""
     name = f"{kernels}-{threads}-{runs.ranks_of(parallel)}"
-    # 640 is more than one block of the native kernels' sums; tiles of oneDNN's provider are 256 x 512: 259 and 480 are odd cuts.
+    # Sums over 640 and 512 rows are longer than a block of the native kernels; 512 rows are two tiles of oneDNN's provider.
     config = runs.gpt_config(160, 2, 4, 259, 64, 8, 1, STEPS)
     config["data"] = {"type": "text", "path": str(folder / "words.txt"), "tokenizer": "byte"}
     config["checkpoint"] = {"directory": str(folder / name)}
@@ -33,7 +33,8 @@ def train(arguments, folder, kernels, threads, parallel):
         raise runs.Failed(f"{folder / name}/metrics.jsonl has {len(losses)} losses, {STEPS} expected")
     said = subprocess.run([arguments.trainer, "inspect", "--checkpoint", folder / name], capture_output=True, text=True,
                           timeout=60, check=True).stdout
-    return losses, runs.export(arguments.trainer, folder / name, folder / f"{name}-out"), re.search(r"written by (.*)", said)[1]
+    weights = runs.export(arguments.trainer, folder / name, folder / f"{name}-out")
+    return losses, weights, re.search(r"written by (.*)", said)[1]
 
 
 def work(arguments, folder):

@@ -19,7 +19,8 @@ import runs
 
 SKIPPED = 77
 BOUND = 1e-4
-PROMPT = "ha "
+TEXT = "the quick brown fox jumps over the lazy dog, "
+PROMPT = "brown"
 POSITIONS = 16
 TOKENS = [84, 104, 101, 32, 0, 255, 260, 10, 10, 46, 7, 84]
 
@@ -55,7 +56,8 @@ def continue_text(exported, prompt, count):
 
     model = AutoModelForCausalLM.from_pretrained(str(exported)).eval()
     tokens = torch.tensor([list(prompt.encode())])
-    out = model.generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=count, do_sample=False, pad_token_id=0)
+    out = model.generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=count, do_sample=False,
+                         pad_token_id=0)
     return bytes(out[0].tolist()).decode()
 
 
@@ -69,7 +71,7 @@ def run(*command):
 
 
 def train_and_compare(arguments, folder):
-    runs.write_words(folder / "words.txt", 20_000, 1)
+    (folder / "text.txt").write_text(TEXT * 400)
     tokens = ",".join(map(str, TOKENS))
     for tied in (True, False):
         name = "tied" if tied else "untied"
@@ -77,12 +79,13 @@ def train_and_compare(arguments, folder):
         config = runs.gpt_config(36, 2, 3, 261, POSITIONS, 8, 2, 200)
         config["model"]["tie_embeddings"] = tied
         config["optimizer"]["learning_rate"] = 0.01
-        config["data"] = {"type": "text", "path": str(folder / "words.txt"), "tokenizer": "byte"}
+        config["data"] = {"type": "text", "path": str(folder / "text.txt"), "tokenizer": "byte"}
         config["checkpoint"] = {"directory": str(folder / name)}
         parallel = runs.layout(pipeline=2, tensor=2)
         path = runs.write_config(folder / f"{name}.json", config, parallel)
         exported, logits = folder / f"{name}-hf", folder / f"{name}.safetensors"
-        runs.train(arguments.trainer, runs.ranks_of(parallel), ["--config", path, "--threads", 1], folder / f"{name}.log", 100)
+        runs.train(arguments.trainer, runs.ranks_of(parallel), ["--config", path, "--threads", 1],
+                   folder / f"{name}.log", 100)
         run(arguments.trainer, "export", "--checkpoint", folder / name, "--format", "hf", "--out", exported)
         run(arguments.trainer, "eval", "--checkpoint", folder / name, "--tokens", tokens, "--logits", logits)
         print(f"{name}: logits agree, largest difference {compare(exported, TOKENS, logits):.1e}")
