@@ -53,7 +53,7 @@ ExitCode inspect(const config::InspectCommand& command) {
                                                 static_cast<std::int64_t>(elements)));
     return ExitCode::Done;
   }
-  fmt::print("{}\nstep {}, {} parameters, written by {}{}\n\n{}\n{}\n", checkpoint->path(), record.step,
+  fmt::print("{}\nstep {}, {} parameters, written by {}{}\n\n{}\n{}", checkpoint->path(), record.step,
              observe::human_count(elements), record.build, command.verify ? "; every sum is right" : "",
              observe::format_table({"tensor", "dtype", "shape", "elements"}, rows), record.config);
   return ExitCode::Done;

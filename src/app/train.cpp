@@ -173,9 +173,12 @@ config::Config agreed_config(comm::Communicator& world, const config::TrainComma
 
 ExitCode train(Context& context, const config::TrainCommand& command) {
   comm::Communicator& world = context.world;
-  const config::Config config = agreed_config(world, command);
+  config::Config config = agreed_config(world, command);
   if (command.print_config) {
-    if (world.rank() == 0) fmt::print("{}\n", config::to_json(config));
+    // On one rank sizes that were left out stay open, unless --ranks closes them.
+    const std::int64_t ranks = command.ranks > 0 ? command.ranks : world.size();
+    if (command.ranks > 0 || ranks > 1) runtime::agree(world, [&] { config::resolve_parallel(config, ranks); });
+    if (world.rank() == 0) fmt::print("{}", config::to_json(config));
     return ExitCode::Done;
   }
   ops::set_matmul_provider(command.kernels == "onednn" ? ops::MatmulProvider::OneDnn : ops::MatmulProvider::Native);

@@ -37,7 +37,7 @@ constexpr const char* kTrainExamples =
     "5 diverged, 6 hang, 75 interrupted and resumable.";
 constexpr const char* kExportExamples =
     "Examples:\n"
-    "  trainer export --checkpoint runs/gpt --format safetensors --out gpt.safetensors\n"
+    "  trainer export --checkpoint runs/gpt --format safetensors --out gpt\n"
     "  trainer export --checkpoint runs/gpt --format hf --out gpt-hf\n";
 constexpr const char* kWithoutMpiexec =
     "\nRuns by itself, without mpiexec, also on what `mpiexec -n 4 trainer --config FILE` has saved.";
@@ -121,8 +121,9 @@ Subcommands add_subcommands(CLI::App& app, Texts& t) {
   Subcommands s;
   s.export_ = app.add_subcommand("export", "Write the weights of a checkpoint for other programs");
   add_checkpoint(s.export_, t);
-  add_text(s.export_, "--format", t.format, "safetensors (one file) or hf (a Hugging Face folder)", "NAME");
-  add_text(s.export_, "--out", t.out, "The file or folder to write", "PATH");
+  add_text(s.export_, "--format", t.format, "safetensors (model.safetensors, our names) or hf (for Hugging Face)",
+           "NAME");
+  add_text(s.export_, "--out", t.out, "The folder to make", "DIR");
   s.export_->add_flag("--overwrite", t.overwrite, "Replace what is there");
   s.export_->footer(std::string(kExportExamples) + kWithoutMpiexec);
 
@@ -240,7 +241,7 @@ Command export_command(const CLI::App& app, const Texts& t) {
   require(app, "--checkpoint", t.checkpoint, "runs/gpt");
   require(app, "--format", t.format, "safetensors");
   require_one_of(app, "--format", t.format, {"safetensors", "hf"});
-  require(app, "--out", t.out, t.format == "hf" ? "gpt-hf" : "gpt.safetensors");
+  require(app, "--out", t.out, t.format == "hf" ? "gpt-hf" : "gpt");
   return ExportCommand{t.checkpoint, t.format, t.out, t.overwrite};
 }
 

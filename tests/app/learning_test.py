@@ -28,9 +28,10 @@ def mlp(inputs, outputs):
 
 
 def sequential(inputs, outputs):
-    inner = [{"type": "layer_norm"}, {"type": "linear", "output_size": 48}, {"type": "tanh"}, {"type": "linear", "output_size": 48}]
+    wide = {"type": "linear", "output_size": 48}
+    inner = [{"type": "layer_norm"}, wide, {"type": "tanh"}, wide]
     return {"type": "sequential", "input_size": inputs,
-            "layers": [{"type": "linear", "output_size": 48}, {"type": "relu"}, {"type": "residual", "layers": inner},
+            "layers": [wide, {"type": "relu"}, {"type": "residual", "layers": inner},
                        {"type": "linear", "output_size": outputs}]}
 
 
@@ -49,7 +50,8 @@ def train(arguments, folder, name, model, data, steps, batch, rate, parallel):
     directory = folder / name
     config = {
         "model": model, "data": data,
-        "training": {"steps": steps, "batch_size": batch, "micro_batches": 2, "gradient_clip": 1.0, "seed": 1, "hang_timeout": 60},
+        "training": {"steps": steps, "batch_size": batch, "micro_batches": 2, "gradient_clip": 1.0, "seed": 1,
+                     "hang_timeout": 60},
         "optimizer": {"type": "adamw", "learning_rate": rate, "betas": [0.9, 0.95],
                       "schedule": {"type": "cosine", "warmup_steps": 20, "final_ratio": 0.05}},
         "logging": {"directory": str(directory), "every_steps": steps},
@@ -92,13 +94,15 @@ def work(arguments, folder):
     error = values(arguments, folder, "sine, linear", linear, ALONE)
     wrong += check(error > 0.3, "sine, linear", f"squared error {error:.4f}, above 0.3")
 
-    gpt = {"type": "gpt", "vocab_size": 5, "context_length": POSITIONS, "hidden_size": 64, "num_layers": 2, "num_heads": 4}
+    gpt = {"type": "gpt", "vocab_size": 5, "context_length": POSITIONS, "hidden_size": 64, "num_layers": 2,
+           "num_heads": 4}
     floor = pattern_floor()
     for parallel in (ALONE, FOUR):
         name = f"pattern, gpt, {runs.show_layout(parallel)}"
         loss = train(arguments, folder, name, gpt, PATTERN, 400, 16, 3e-3, parallel)["validation_loss"]
         # Half a thousandth below: rounding, and a phase that the training windows have by chance more often.
-        wrong += check(floor - 5e-4 < loss < floor + 0.03, name, f"loss {loss:.4f}, between {floor:.4f} and {floor + 0.03:.4f}")
+        wrong += check(floor - 5e-4 < loss < floor + 0.03, name,
+                       f"loss {loss:.4f}, between {floor:.4f} and {floor + 0.03:.4f}")
     return 1 if wrong else 0
 
 

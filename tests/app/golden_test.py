@@ -1,0 +1,98 @@
+#!/usr/bin/env python3
+"""What the program prints is what tests/golden/cli/ holds: help, plans, the whole configuration, inspect, usage errors.
+
+usage: golden_test.py --trainer build/trainer [--update]     --update rewrites the files; read the difference then
+A file is a transcript: the command, stdout, stderr (its lines marked "! "), the exit code. Replaced are versions, the
+instruction set, this folder's and the scratch folder's paths.
+"""
+import difflib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools/lib"))
+import runs
+
+GOLDEN = runs.ROOT / "tests/golden/cli"
+TEXT = "tests/app/data/pattern.txt"
+GPT = ["--config", "configs/gpt_small.json", "--threads", "1", "--set", f"data.path={TEXT}",
+       "--set", "data.validation_fraction=0.25"]
+MESH = ["--set", "parallel.pipeline=2", "--set", "parallel.tensor=2"]
+BUILD = re.compile(r"trainer \d+\.\d+\.\d+ \((native (avx512|avx2|portable)|oneDNN \d+\.\d+\.\d+), [^()\n]*\d[^()\n]*\)")
+
+
+def cases(folder):
+    """{file: arguments}."""
+    tiny = ["--checkpoint", str(folder / "run")]
+    return {
+        "help": ["--help"], "version": ["--version"], "help_keys": ["--help-keys"],
+        **{f"help_{name}": [name, "--help"] for name in ("export", "generate", "eval", "inspect")},
+        "dry_run_1": [*GPT, "--dry-run", "--ranks", "1"],
+        "dry_run_4": [*GPT, "--dry-run", "--ranks", "4", *MESH],
+        "dry_run_8": [*GPT, "--dry-run", "--ranks", "8", *MESH],
+        "dry_run_cut": [*GPT, "--dry-run", "--ranks", "3", "--set", "parallel.pipeline=3",
+                        "--set", "parallel.partition=[1,4,3]", "--set", "parallel.schedule=gpipe",
+                        "--set", "training.micro_batches=2"],
+        "print_config_gpt": [*GPT, "--print-config"],
+        "print_config_4": [*GPT, "--print-config", "--ranks", "4", "--set", "parallel.pipeline=2"],
+        "print_config_mlp": ["--config", "configs/mlp_mnist.json", "--print-config"],
+        "inspect": ["inspect", *tiny], "inspect_verify": ["inspect", *tiny, "--verify"],
+        "inspect_json": ["inspect", *tiny, "--json"],
+        "export": ["export", *tiny, "--format", "safetensors", "--out", str(folder / "out")],
+        "wrong_option": ["--config", "configs/gpt_small.json", "--dry-rum"],
+        "wrong_key": [*GPT, "--set", "training.step=3", "--dry-run"],
+        "wrong_mesh": [*GPT, "--dry-run", "--ranks", "6", "--set", "parallel.pipeline=4"],
+        "wrong_heads": [*GPT, "--dry-run", "--ranks", "7", "--set", "parallel.tensor=7"],
+        "no_config": [], "no_file": ["--config", "nowhere.json"],
+        "no_data": [*GPT, "--set", "data.path=nowhere.txt", "--dry-run"],
+        "no_checkpoint": ["inspect", "--checkpoint", str(folder / "nowhere")],
+        "no_format": ["export", *tiny, "--out", "x"],
+    }
+
+
+def make_checkpoint(arguments, folder):
+    config = runs.gpt_config(8, 1, 2, 11, 4, 2, 1, 1)
+    config["checkpoint"] = {"directory": str(folder / "run")}
+    path = runs.write_config(folder / "tiny.json", config, runs.layout())
+    runs.train(arguments.trainer, 1, ["--config", path, "--threads", 1], folder / "tiny.log", 60)
+
+
+def transcript(arguments, folder, words):
+    done = subprocess.run([arguments.trainer, *words], capture_output=True, text=True, timeout=60,
+                          stdin=subprocess.DEVNULL, cwd=runs.ROOT)
+    command = " ".join(f"'{word}'" if re.search(r"[][ ]", word) else word for word in ["trainer", *words])
+    errors = "".join(f"! {line}\n" for line in done.stderr.splitlines())
+    text = f"$ {command}\n{done.stdout}{errors}exit code {done.returncode}\n"
+    return BUILD.sub("trainer <build>", text.replace(str(folder), "<scratch>").replace(str(runs.ROOT), "<source>"))
+
+
+def work(arguments, folder):
+    make_checkpoint(arguments, folder)
+    found = cases(folder)
+    wrong = 0
+    for name, words in found.items():
+        path, text = GOLDEN / f"{name}.txt", transcript(arguments, folder, words)
+        if arguments.update:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        expected = path.read_text() if path.is_file() else ""
+        if text != expected:
+            wrong += 1
+            sys.stdout.writelines(difflib.unified_diff(
+                expected.splitlines(True), text.splitlines(True), f"tests/golden/cli/{path.name}", "printed now"))
+    for stray in sorted({path.stem for path in GOLDEN.glob("*.txt")} - set(found)):
+        wrong += 1
+        print(f"tests/golden/cli/{stray}.txt belongs to no command of golden_test.py")
+    print(f"{len(found)} commands, {wrong} differ" + ("" if not wrong else "; meant? golden_test.py --update"))
+    return 1 if wrong else 0
+
+
+def main():
+    parser = runs.parser(__doc__.splitlines()[0])
+    parser.add_argument("--update", action="store_true", help="rewrite the files")
+    sys.exit(runs.main("golden", work, parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()
