@@ -3,18 +3,16 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
-#include <algorithm>
-#include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <exception>
 #include <fstream>
-#include <sstream>
-#include <thread>
+#include <new>
 
 #include "app.hpp"
 #include "trainer/comm/topology.hpp"
 #include "trainer/ops/matmul.hpp"
+#include "trainer/runtime/agreement.hpp"
 
 namespace trainer::app {
 
@@ -26,8 +24,6 @@ void on_signal(int signal) {
   if (signal == SIGINT && stop_flag.load(std::memory_order_relaxed)) _exit(130);
   stop_flag.store(true, std::memory_order_relaxed);
 }
-
-void say(const std::string& message) { fmt::print(stderr, "trainer: {}\n", message); }
 
 // Subcommands that compute on one rank.
 ExitCode run_alone(const config::Command& command) {
@@ -41,38 +37,64 @@ bool uses_mpi(const config::Command& command) {
   return train != nullptr || std::holds_alternative<config::EvalCommand>(command);
 }
 
-// MPICH's launcher forgets the status of ranks that end at the same moment after a signal to it; a rank that ends later
-// is heard.
-void leave_one_after_another(int rank) {
-  std::this_thread::sleep_for(std::chrono::milliseconds(100 * std::min(rank, 8)));
+// The code of an error, after saying it: rank 0 speaks for all where all have it; a rank with one of its own speaks
+// itself and ends the others.
+int end_with(comm::MpiSession& mpi, const comm::Communicator& world, ExitCode code, const std::string& what,
+             bool agreed) {
+  if (agreed || world.size() == 1) {
+    if (world.rank() == 0) say(what);
+    return static_cast<int>(code);
+  }
+  say(fmt::format("rank {}: {}", world.rank(), what));
+  mpi.abort(static_cast<int>(code));
 }
 
-// Every rank comes here with the same Error where it was agreed (rank 0 speaks), or alone with one of its own: then it
-// speaks, and ends all others.
-int run_with_mpi(int argc, char** argv, const config::Command& command, int& rank) {
+int run_with_mpi(int argc, char** argv, const config::Command& command) {
   comm::MpiSession mpi(&argc, &argv);
   const auto world = mpi.world();
-  rank = world->rank();
   try {
-    if (const auto message = comm::wrong_launcher_message(world->size())) throw Error(ExitCode::Usage, *message);
+    if (const auto message = comm::wrong_launcher_message(world->size())) {
+      if (comm::launched_rank() > 0) return static_cast<int>(ExitCode::Usage);  // the first one says it
+      throw Error(ExitCode::Usage, *message);
+    }
     Context context{mpi, *world, comm::peak_resident_bytes()};
     const auto* train_command = std::get_if<config::TrainCommand>(&command);
     const ExitCode code = train_command != nullptr ? train(context, *train_command)
                                                    : evaluate(context, std::get<config::EvalCommand>(command));
     return static_cast<int>(code);
+  } catch (const runtime::AgreedError& error) {
+    return end_with(mpi, *world, error.code(), error.what(), true);
   } catch (const Error& error) {
-    const bool agreed = error.code() != ExitCode::Internal && error.code() != ExitCode::Hang;
-    if (agreed) {
-      if (world->rank() == 0) say(error.what());
-      std::fflush(nullptr);
-      return static_cast<int>(error.code());
-    }
-    say(world->size() > 1 ? fmt::format("rank {}: {}", world->rank(), error.what()) : error.what());
-    if (world->size() > 1) mpi.abort(static_cast<int>(error.code()));
-    return static_cast<int>(error.code());
+    return end_with(mpi, *world, error.code(), error.what(), dynamic_cast<const OutputError*>(&error) != nullptr);
+  } catch (const std::bad_alloc&) {
+    return end_with(mpi, *world, ExitCode::Usage, kOutOfMemory, false);
   } catch (const std::exception& error) {
-    say(fmt::format("rank {}: internal error: {}", world->rank(), error.what()));
-    if (world->size() > 1) mpi.abort(static_cast<int>(ExitCode::Internal));
+    return end_with(mpi, *world, ExitCode::Internal, fmt::format("internal error: {}", error.what()), false);
+  }
+}
+
+// Under mpiexec every rank comes here; the first one speaks and works for all.
+int run_without_mpi(const config::Command& command) {
+  if (comm::launched_rank() > 0) {
+    const auto* leave = std::get_if<config::Leave>(&command);
+    return leave != nullptr ? static_cast<int>(leave->code) : 0;
+  }
+  try {
+    if (const auto* leave = std::get_if<config::Leave>(&command)) {
+      const bool version = leave->out.starts_with("trainer " TRAINER_VERSION);
+      note(leave->err);
+      print(version ? version_text() + "\n" : leave->out);
+      return static_cast<int>(leave->code);
+    }
+    return static_cast<int>(run_alone(command));
+  } catch (const Error& error) {
+    say(error.what());
+    return static_cast<int>(error.code());
+  } catch (const std::bad_alloc&) {
+    say(kOutOfMemory);
+    return static_cast<int>(ExitCode::Usage);
+  } catch (const std::exception& error) {
+    say(fmt::format("internal error: {}", error.what()));
     return static_cast<int>(ExitCode::Internal);
   }
 }
@@ -87,15 +109,21 @@ void install_signal_handlers() {
   action.sa_flags = SA_RESTART;
   sigaction(SIGTERM, &action, nullptr);
   sigaction(SIGINT, &action, nullptr);
+  std::signal(SIGPIPE, SIG_IGN);  // a reader that goes does not take the run with it
 }
 
 std::string read_config(const std::string& path) {
+  constexpr std::size_t kMost = std::size_t{16} << 20;  // config::parse refuses less; this ends reading /dev/zero
   std::ifstream file(path, std::ios::binary);
-  std::ostringstream text;
-  if (!file || !(text << file.rdbuf())) {
+  std::string text;
+  char chunk[1 << 16];
+  while (text.size() < kMost && (file.read(chunk, sizeof(chunk)) || file.gcount() > 0)) {
+    text.append(chunk, static_cast<std::size_t>(file.gcount()));
+  }
+  if (!file.is_open() || file.bad()) {
     throw Error(ExitCode::Usage, fmt::format("{}: cannot be read; --config takes the path of a JSON file", path));
   }
-  return text.str();
+  return text;
 }
 
 std::string version_text() {
@@ -104,28 +132,11 @@ std::string version_text() {
 
 int run(int argc, char** argv) {
   const config::Command command = config::parse_command_line(argc, argv);
-  if (const auto* leave = std::get_if<config::Leave>(&command)) {
-    const bool version = leave->out.starts_with("trainer " TRAINER_VERSION);
-    fmt::print(stdout, "{}", version ? version_text() + "\n" : leave->out);
-    fmt::print(stderr, "{}", leave->err);
-    return static_cast<int>(leave->code);
-  }
   ops::flush_denormals();
-  if (uses_mpi(command)) {
-    int rank = 0;
-    const int code = run_with_mpi(argc, argv, command, rank);
-    if (code == static_cast<int>(ExitCode::Interrupted)) leave_one_after_another(rank);
-    return code;
-  }
-  try {
-    return static_cast<int>(run_alone(command));
-  } catch (const Error& error) {
-    say(error.what());
-    return static_cast<int>(error.code());
-  } catch (const std::exception& error) {
-    say(fmt::format("internal error: {}", error.what()));
-    return static_cast<int>(ExitCode::Internal);
-  }
+  if (!uses_mpi(command)) return run_without_mpi(command);
+  const int code = run_with_mpi(argc, argv, command);
+  if (code != 0 && stop_requested().load()) comm::let_launcher_see_exit();
+  return code;
 }
 
 }  // namespace trainer::app

@@ -29,13 +29,25 @@ ExitCode export_weights(const config::ExportCommand& command);
 ExitCode generate(const config::GenerateCommand& command);
 ExitCode inspect(const config::InspectCommand& command);
 
+/// stdout that cannot be written. Only the rank that prints meets it, when the others have nothing left to do.
+class OutputError : public Error {
+ public:
+  using Error::Error;
+};
+/// Results, to stdout. Throws OutputError.
+void print(const std::string& text);
+/// Text for people, to stderr; where that is closed, nobody wants it.
+void note(const std::string& text);
+/// "trainer: MESSAGE": what ends the program.
+void say(const std::string& message);
+
 /// Opens one checkpoint or the newest whole one of a directory; says on stderr which were passed over.
 std::unique_ptr<storage::CheckpointReader> open_checkpoint(const std::string& path);
 
 /// Contents of a configuration file. Throws Error(Usage) when it cannot be read.
 std::string read_config(const std::string& path);
 
-/// Reads tensors into the weights of a one-rank model for `config` (its parallel part is ignored) and gives logits.
+/// Name, version and libraries, one line.
 std::string version_text();
 
 /// Set by SIGTERM, SIGINT (the first one); a second SIGINT ends the process.

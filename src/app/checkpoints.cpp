@@ -20,7 +20,7 @@ bool is_optimizer_state(const std::string& name) { return name.starts_with("opti
 std::unique_ptr<storage::CheckpointReader> open_checkpoint(const std::string& path) {
   std::vector<std::string> passed_over;
   auto checkpoint = storage::find_checkpoint(storage::real_file_system(), path, passed_over);
-  for (const std::string& why : passed_over) fmt::print(stderr, "warning: {}\n", why);
+  for (const std::string& why : passed_over) note(fmt::format("warning: {}\n", why));
   return checkpoint;
 }
 
@@ -32,7 +32,7 @@ ExitCode export_weights(const config::ExportCommand& command) {
   } else {
     storage::export_safetensors(files, *checkpoint, command.out, command.overwrite);
   }
-  fmt::print("{}\n", command.out);
+  print(fmt::format("{}\n", command.out));
   return ExitCode::Done;
 }
 
@@ -49,13 +49,13 @@ ExitCode inspect(const config::InspectCommand& command) {
   }
   const storage::CheckpointRecord& record = checkpoint->record();
   if (command.json) {
-    fmt::print("{}\n", observe::checkpoint_json(checkpoint->path(), record.step, record.build, record.config,
-                                                static_cast<std::int64_t>(elements)));
+    print(fmt::format("{}\n", observe::checkpoint_json(checkpoint->path(), record.step, record.build, record.config,
+                                                       static_cast<std::int64_t>(elements))));
     return ExitCode::Done;
   }
-  fmt::print("{}\nstep {}, {} parameters, written by {}{}\n\n{}\n{}", checkpoint->path(), record.step,
-             observe::human_count(elements), record.build, command.verify ? "; every sum is right" : "",
-             observe::format_table({"tensor", "dtype", "shape", "elements"}, rows), record.config);
+  print(fmt::format("{}\nstep {}, {} parameters, written by {}{}\n\n{}\n{}", checkpoint->path(), record.step,
+                    observe::human_count(elements), record.build, command.verify ? "; every sum is right" : "",
+                    observe::format_table({"tensor", "dtype", "shape", "elements"}, rows), record.config));
   return ExitCode::Done;
 }
 

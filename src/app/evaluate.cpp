@@ -56,7 +56,7 @@ void write_logits(const storage::CheckpointReader& checkpoint, const config::Eva
     storage::write_safetensors(storage::real_file_system(), command.logits,
                                {{"logits", DType::F32, shape, whole(shape), logits.data}});
   });
-  fmt::print("{}\n", command.logits);
+  print(fmt::format("{}\n", command.logits));
 }
 
 }  // namespace
@@ -95,11 +95,12 @@ ExitCode evaluate(Context& context, const config::EvalCommand& command) {
   EvaluationReport report = worker.evaluate(checkpoint->record().step);
   if (world.rank() != 0) return ExitCode::Done;
   if (command.json) {
-    fmt::print("{}\n", observe::to_json(report));
+    print(fmt::format("{}\n", observe::to_json(report)));
   } else {
-    fmt::print("{}: step {}, validation loss {:.6g} over {} targets", path, report.step, report.loss, report.targets);
-    if (report.accuracy) fmt::print(", accuracy {:.2f}%", 100.0 * *report.accuracy);
-    fmt::print("\n");
+    const std::string accuracy =
+        report.accuracy ? fmt::format(", accuracy {:.2f}%", 100.0 * *report.accuracy) : std::string();
+    print(fmt::format("{}: step {}, validation loss {:.6g} over {} targets{}\n", path, report.step, report.loss,
+                      report.targets, accuracy));
   }
   return ExitCode::Done;
 }

@@ -63,7 +63,7 @@ ExitCode generate(const config::GenerateCommand& command) {
     std::vector<std::int32_t> tokens = tokenizer->encode(command.prompt);
     if (tokens.empty()) tokens = tokenizer->encode("\n");
     if (tokens.empty()) tokens.push_back(0);
-    fmt::print("{}", command.prompt);
+    print(command.prompt);
     const RandomStream random(command.seed, "generate");
     const std::int64_t usable = known_tokens(*tokenizer, model.vocabulary());
     for (std::int64_t n = 0; n < command.tokens; ++n) {
@@ -73,10 +73,9 @@ ExitCode generate(const config::GenerateCommand& command) {
           sample(logits.row(static_cast<std::int64_t>(seen) - 1), usable, command.temperature, command.top_k,
                  static_cast<double>(random.uniform(static_cast<std::uint64_t>(n))));
       tokens.push_back(next);
-      fmt::print("{}", tokenizer->decode(next));
-      std::fflush(stdout);
+      print(tokenizer->decode(next));
     }
-    fmt::print("\n");
+    print("\n");
   });
   return ExitCode::Done;
 }

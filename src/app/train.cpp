@@ -100,7 +100,7 @@ std::unique_ptr<Observer> make_observers(const config::Config& config, std::int6
 void report(const runtime::RunPlan& plan, const runtime::TrainResult& result) {
   const auto steps = static_cast<double>(result.last_step - result.first_step + 1);
   if (steps == 0) {
-    fmt::print("nothing left to train: {} is at step {} already\n", result.checkpoint, result.last_step);
+    print(fmt::format("nothing left to train: {} is at step {} already\n", result.checkpoint, result.last_step));
     return;
   }
   std::string text = fmt::format("trained {} steps in {}, loss {:.6g}", result.last_step - result.first_step + 1,
@@ -115,11 +115,11 @@ void report(const runtime::RunPlan& plan, const runtime::TrainResult& result) {
                     human_bytes(result.memory[r].predicted), human_bytes(result.memory[r].measured),
                     per_step(waits.receive), per_step(waits.send), per_step(waits.tensor), per_step(waits.gradients)});
   }
-  fmt::print("{}\n{}", text,
-             observe::format_table({"rank", "place", "memory predicted", "measured", "wait ms/step: receive", "send",
-                                    "tensor", "gradients"},
-                                   rows));
-  if (!result.checkpoint.empty()) fmt::print("checkpoint: {}\n", result.checkpoint);
+  print(fmt::format("{}\n{}", text,
+                    observe::format_table({"rank", "place", "memory predicted", "measured", "wait ms/step: receive",
+                                           "send", "tensor", "gradients"},
+                                          rows)));
+  if (!result.checkpoint.empty()) print(fmt::format("checkpoint: {}\n", result.checkpoint));
   const std::string& directory = plan.config.checkpoint.directory;
   if (directory.empty()) return;
   observe::RunSummary facts;
@@ -136,7 +136,7 @@ void report(const runtime::RunPlan& plan, const runtime::TrainResult& result) {
   try {
     storage::real_file_system().write_text(directory + "/summary.json", observe::to_json(facts));
   } catch (const Error& error) {
-    fmt::print(stderr, "warning: {}\n", error.what());
+    note(fmt::format("warning: {}\n", error.what()));
   }
 }
 
@@ -146,6 +146,29 @@ std::int64_t ranks_to_plan(const config::TrainCommand& command, const config::Co
   const auto& p = config.parallel;
   const auto axis = [](std::int64_t size) { return size == 0 ? 1 : size; };
   return world_size > 1 ? world_size : axis(p.data) * axis(p.pipeline) * axis(p.tensor);
+}
+
+// Refuses a run that the node's memory cannot hold, rather than letting the kernel kill a rank of it later. The data
+// set is in memory already.
+void require_memory(comm::Communicator& world, const runtime::RunPlan& plan, const comm::NodePlan& node) {
+  const auto of = [&](std::int64_t rank) {
+    return static_cast<double>(runtime::predict_memory(plan, rank, node.threads, 0).total());
+  };
+  double facts[1] = {of(world.rank())};
+  const auto neighbours = world.split_node();
+  neighbours->sum(facts);
+  const double available = comm::available_memory();
+  // No rank may take its memory before all have looked at what is there.
+  runtime::agree(world, [&] {
+    if (facts[0] <= available) return;
+    const int ranks = neighbours->size();
+    throw Error(ExitCode::Usage,
+                fmt::format("predicted memory of {} here is {}, but {} are available; more micro-batches, a smaller "
+                            "training.batch_size or model, or more pipeline or tensor ranks on other machines would "
+                            "need less (--dry-run shows every rank's share)",
+                            ranks == 1 ? "the rank" : fmt::format("the {} ranks", ranks), human_bytes(facts[0]),
+                            human_bytes(available)));
+  });
 }
 
 // Peak of all cores that the ranks compute on, from one measured while the others wait.
@@ -178,7 +201,7 @@ ExitCode train(Context& context, const config::TrainCommand& command) {
     // On one rank sizes that were left out stay open, unless --ranks closes them.
     const std::int64_t ranks = command.ranks > 0 ? command.ranks : world.size();
     if (command.ranks > 0 || ranks > 1) runtime::agree(world, [&] { config::resolve_parallel(config, ranks); });
-    if (world.rank() == 0) fmt::print("{}", config::to_json(config));
+    if (world.rank() == 0) print(config::to_json(config));
     return ExitCode::Done;
   }
   ops::set_matmul_provider(command.kernels == "onednn" ? ops::MatmulProvider::OneDnn : ops::MatmulProvider::Native);
@@ -194,10 +217,12 @@ ExitCode train(Context& context, const config::TrainCommand& command) {
     runtime::check_samples(plan, *data);
   });
   if (command.dry_run) {
-    if (world.rank() == 0) fmt::print("{}{}", summary(plan), partition_table(plan, node.threads, data->bytes()));
+    if (world.rank() == 0)
+      print(fmt::format("{}{}", summary(plan), partition_table(plan, node.threads, data->bytes())));
     return ExitCode::Done;
   }
 
+  require_memory(world, plan, node);
   install_signal_handlers();
   runtime::TrainOptions options;
   options.resume = command.resume;
@@ -213,12 +238,17 @@ ExitCode train(Context& context, const config::TrainCommand& command) {
     return make_observers(plan.config, resumed_step);
   };
   if (world.rank() == 0) {
-    fmt::print(stderr, "{}{} thread{} a rank\n", summary(plan), node.threads, node.threads == 1 ? "" : "s");
+    note(fmt::format("{}{} thread{} a rank\n", summary(plan), node.threads, node.threads == 1 ? "" : "s"));
   }
   const runtime::TrainResult result = runtime::train(world, plan, *data, storage::real_file_system(), options);
   if (world.rank() == 0) {
-    report(plan, result);
-    if (!result.message.empty()) fmt::print(stderr, "trainer: {}\n", result.message);
+    try {
+      report(plan, result);
+    } catch (const Error& error) {
+      if (result.message.empty()) throw;
+      note(fmt::format("warning: {}\n", error.what()));
+    }
+    if (!result.message.empty()) say(result.message);
   }
   return result.code;
 }

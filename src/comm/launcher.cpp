@@ -1,5 +1,8 @@
 // Was this process started by the launcher of another MPI?
 #include <fmt/format.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+#include <unistd.h>
 
 #include <array>
 #include <charconv>
@@ -50,6 +53,17 @@ std::optional<long> number_in(const Environment& environment, const char* name) 
   return value;
 }
 
+// Closes the descriptor and its copies: the launcher leaves some of them open in what it starts.
+void close_all_of(int descriptor) {
+  constexpr int kMostDescriptors = 256;
+  struct stat wanted {};
+  if (fstat(descriptor, &wanted) != 0) return;
+  for (int other = 0; other < kMostDescriptors; ++other) {
+    struct stat status {};
+    if (fstat(other, &status) == 0 && status.st_dev == wanted.st_dev && status.st_ino == wanted.st_ino) close(other);
+  }
+}
+
 }  // namespace
 
 std::optional<std::string> wrong_launcher_message(int mpi_size, const Environment& environment) {
@@ -69,6 +83,26 @@ std::optional<std::string> wrong_launcher_message(int mpi_size, const Environmen
         variable.name, *value, variable.launcher, mpi_version(), variable.name);
   }
   return std::nullopt;
+}
+
+int launched_rank(const Environment& environment) {
+  for (const char* name : {"PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PALS_RANKID"}) {
+    if (const auto rank = number_in(environment, name)) return static_cast<int>(*rank);
+  }
+  return 0;
+}
+
+void let_launcher_see_exit() {
+  if (std::getenv("PMI_RANK") == nullptr || launched_rank() != 0) return;
+  constexpr useconds_t kPoll = 1000, kMoment = 50'000;
+  constexpr int kMostPolls = 2000;
+  const pid_t parent = getpid();
+  if (fork() != 0) return;
+  for (int i = 0; i < kMostPolls && getppid() == parent; ++i) usleep(kPoll);
+  usleep(kMoment);  // the parent is no longer our parent a little before it can be waited for
+  close_all_of(STDOUT_FILENO);
+  usleep(kMoment);
+  _exit(0);
 }
 
 }  // namespace trainer::comm

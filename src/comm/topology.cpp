@@ -12,6 +12,7 @@
 #include <limits>
 #include <set>
 #include <sstream>
+#include <string_view>
 
 #include "trainer/core/error.hpp"
 
@@ -54,12 +55,70 @@ double smallest_on_the_way(const std::string& base, std::string path, LimitOf li
   }
 }
 
-bool lists_cpu(const std::string& controllers) {
+bool lists(const std::string& controllers, std::string_view wanted) {
   std::istringstream in(controllers);
   for (std::string name; std::getline(in, name, ',');) {
-    if (name == "cpu") return true;
+    if (name == wanted) return true;
   }
   return false;
+}
+
+// The value after `name` in a file of "name value" lines; 0 when it is not there.
+double value_in(const std::string& file, const std::string& wanted) {
+  std::ifstream in(file);
+  for (std::string line; std::getline(in, line);) {
+    std::istringstream words(line);
+    std::string name;
+    double value = 0;
+    if (words >> name >> value && name == wanted) return value;
+  }
+  return 0;
+}
+
+// A limit of "max", or one too large to mean anything (v1 without a limit), is none.
+double memory_of_group(const std::string& limit_file, const std::string& usage_file, const std::string& stat_file,
+                       const char* inactive, const char* active) {
+  constexpr double kNoMachineHas = 1e18;
+  double limit = 0;
+  double usage = 0;
+  if (!(std::ifstream(limit_file) >> limit) || limit > kNoMachineHas) return kNoLimit;
+  if (!(std::ifstream(usage_file) >> usage)) return kNoLimit;
+  const double cached = value_in(stat_file, inactive) + value_in(stat_file, active);
+  return std::max(0.0, limit - std::max(0.0, usage - cached));
+}
+
+double memory_of_v2(const std::string& folder) {
+  return memory_of_group(folder + "/memory.max", folder + "/memory.current", folder + "/memory.stat", "inactive_file",
+                         "active_file");
+}
+
+double memory_of_v1(const std::string& folder) {
+  return memory_of_group(folder + "/memory.limit_in_bytes", folder + "/memory.usage_in_bytes", folder + "/memory.stat",
+                         "total_inactive_file", "total_active_file");
+}
+
+// The smallest limit over this process's groups: of v2, and of the v1 hierarchy that has the controller.
+template <class OfV2, class OfV1>
+double smallest_limit(const std::string& cgroup_file, const std::string& mount, std::string_view controller, OfV2 of_v2,
+                      OfV1 of_v1) {
+  double smallest = kNoLimit;
+  std::ifstream in(cgroup_file);
+  for (std::string line; std::getline(in, line);) {  // "0::/a/b", "4:cpu,cpuacct:/a/b"
+    const std::size_t first = line.find(':');
+    const std::size_t second = first == std::string::npos ? first : line.find(':', first + 1);
+    if (second == std::string::npos) continue;
+    const std::string controllers = line.substr(first + 1, second - first - 1);
+    std::string path = line.substr(second + 1);
+    if (path == "/") path.clear();
+    if (controllers.empty()) {
+      smallest = std::min(smallest, smallest_on_the_way(mount, path, of_v2));
+      smallest = std::min(smallest, smallest_on_the_way(mount + "/unified", path, of_v2));
+    } else if (lists(controllers, controller)) {
+      smallest = std::min(smallest, smallest_on_the_way(mount + "/" + std::string(controller), path, of_v1));
+      smallest = std::min(smallest, smallest_on_the_way(mount + "/" + controllers, path, of_v1));
+    }
+  }
+  return smallest;
 }
 
 std::string to_text(const std::vector<int>& numbers) { return fmt::format("{}", fmt::join(numbers, " ")); }
@@ -91,25 +150,14 @@ std::vector<int> affinity_mask() {
 }
 
 double cgroup_cores(const std::string& cgroup_file, const std::string& mount) {
-  double smallest = kNoLimit;
-  std::ifstream in(cgroup_file);
-  for (std::string line; std::getline(in, line);) {  // "0::/a/b", "4:cpu,cpuacct:/a/b"
-    const std::size_t first = line.find(':');
-    const std::size_t second = first == std::string::npos ? first : line.find(':', first + 1);
-    if (second == std::string::npos) continue;
-    const std::string controllers = line.substr(first + 1, second - first - 1);
-    std::string path = line.substr(second + 1);
-    if (path == "/") path.clear();
-    if (controllers.empty()) {
-      const auto limit_of = [](const std::string& folder) { return cores_of_cpu_max(folder + "/cpu.max"); };
-      smallest = std::min(smallest, smallest_on_the_way(mount, path, limit_of));
-      smallest = std::min(smallest, smallest_on_the_way(mount + "/unified", path, limit_of));
-    } else if (lists_cpu(controllers)) {
-      smallest = std::min(smallest, smallest_on_the_way(mount + "/cpu", path, cores_of_cfs));
-      smallest = std::min(smallest, smallest_on_the_way(mount + "/" + controllers, path, cores_of_cfs));
-    }
-  }
-  return smallest;
+  const auto of_v2 = [](const std::string& folder) { return cores_of_cpu_max(folder + "/cpu.max"); };
+  return smallest_limit(cgroup_file, mount, "cpu", of_v2, cores_of_cfs);
+}
+
+double available_memory(const std::string& meminfo, const std::string& cgroup_file, const std::string& mount) {
+  const double kib = value_in(meminfo, "MemAvailable:");
+  return std::min(kib > 0 ? kib * 1024 : kNoLimit,
+                  smallest_limit(cgroup_file, mount, "memory", memory_of_v2, memory_of_v1));
 }
 
 int usable_cores() {

@@ -16,6 +16,7 @@ namespace {
 // Bounds that keep every product of sizes far from overflow; none is near what a cluster of CPUs can train.
 constexpr std::int64_t kMostRows = 1 << 24;   // vocabulary, features of an input, samples of a batch
 constexpr std::int64_t kMostWidth = 1 << 20;  // hidden size, positions
+constexpr std::int64_t kMostHeads = 1 << 12;  // what the mask of dropped probabilities can number
 constexpr std::int64_t kMostParts = 100'000;  // layers, ranks, micro-batches
 constexpr std::int64_t kMostSteps = 1'000'000'000'000;
 
@@ -200,7 +201,7 @@ void add_models(Schema& s) {
             key("context_length", &GptModel::context_length, 1, kMostWidth, "most positions of a sample", "128"),
             key("hidden_size", &GptModel::hidden_size, 1, kMostWidth, "features; a multiple of num_heads", "384"),
             key("num_layers", &GptModel::num_layers, 1, kMostParts, "transformer blocks", "6"),
-            key("num_heads", &GptModel::num_heads, 1, kMostWidth, "attention heads", "6"),
+            key("num_heads", &GptModel::num_heads, 1, kMostHeads, "attention heads", "6"),
             key("dropout", &GptModel::dropout, kProbability, "probability of dropping a feature"),
             key("tie_embeddings", &GptModel::tie_embeddings, "the head uses the token table")}};
   s.mlp = {"model",
@@ -239,7 +240,7 @@ void add_layers(Schema& s) {
        key("hidden_size", &L::hidden_size, 0, kMostWidth, "0: follows from the layer before")});
   add(Type::LayerNorm, "layer_norm", {key("eps", &L::eps, kPositive, "added to the variance")});
   add(Type::Attention, "causal_self_attention",
-      {key("num_heads", &L::num_heads, 1, kMostWidth, "attention heads", "4"),
+      {key("num_heads", &L::num_heads, 1, kMostHeads, "attention heads", "4"),
        key("dropout", &L::probability, kProbability, "on the attention probabilities"), bias});
   add(Type::Gelu, "gelu", {});
   add(Type::Relu, "relu", {});

@@ -2,9 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <new>
 #include <string>
-
-#include "trainer/core/error.hpp"
 
 namespace trainer::runtime {
 
@@ -14,6 +13,8 @@ void agree(comm::Communicator& world, const std::function<void()>& local) {
     local();
   } catch (const Error& error) {
     mine = fmt::format("{} {}", static_cast<int>(error.code()), error.what());
+  } catch (const std::bad_alloc&) {
+    mine = fmt::format("{} {}", static_cast<int>(ExitCode::Usage), kOutOfMemory);
   } catch (const std::exception& error) {
     mine = fmt::format("{} internal error: {}", static_cast<int>(ExitCode::Internal), error.what());
   }
@@ -23,7 +24,7 @@ void agree(comm::Communicator& world, const std::function<void()>& local) {
     const std::size_t space = all[rank].find(' ');
     const auto code = static_cast<ExitCode>(std::stoi(all[rank].substr(0, space)));
     const std::string message = all[rank].substr(space + 1);
-    throw Error(code, rank == 0 ? message : fmt::format("rank {}: {}", rank, message));
+    throw AgreedError(code, rank == 0 ? message : fmt::format("rank {}: {}", rank, message));
   }
 }
 

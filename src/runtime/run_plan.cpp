@@ -65,10 +65,33 @@ LayoutRequest layout_request(const RunPlan& plan, const plan::LocalGraph& local,
 
 }  // namespace
 
+// Sizes beyond this cannot be added up in 64 bits, and no machine has them: refused before anything multiplies them.
+void require_countable(const model::Graph& graph, const config::Config& config) {
+  constexpr double kMostBytes = 0x1p58;
+  double weights = 0;
+  for (const model::Parameter& parameter : graph.parameters) {
+    double elements = sizeof(float);
+    for (int d = 0; d < parameter.shape.dims(); ++d) elements *= static_cast<double>(parameter.shape[d]);
+    weights += elements;
+  }
+  const auto samples = static_cast<double>(config.training.batch_size / config.parallel.data);
+  double values = 0;
+  for (const model::Value& value : graph.values) {
+    values += sizeof(float) * samples * static_cast<double>(value.positions) * static_cast<double>(value.features);
+  }
+  if (weights < kMostBytes && values < kMostBytes) return;
+  throw Error(
+      ExitCode::Usage,
+      fmt::format("model, training.batch_size: the weights take {:.1e} GiB of memory and a replica's batch {:.1e} "
+                  "GiB, more than any machine has; smaller sizes would work",
+                  weights / 0x1p30, values / 0x1p30));
+}
+
 RunPlan make_plan(config::Config config, std::int64_t ranks) {
   config::resolve_parallel(config, ranks);
   RunPlan plan;
   plan.graph = model::build(config);
+  require_countable(plan.graph, config);
   const config::Parallel& parallel = config.parallel;
   plan.mesh = {parallel.data, parallel.pipeline, parallel.tensor};
   plan.stage_units = plan::cut_stages(plan.graph, parallel, parallel.pipeline);

@@ -3,20 +3,32 @@
 #include <fmt/format.h>
 
 #include <chrono>
+#include <limits>
 
 #include "trainer/core/error.hpp"
 #include "trainer/runtime/agreement.hpp"
 
 namespace trainer::runtime {
 
-std::int64_t Saver::open(Worker& worker, bool resume, bool overwrite, Observer& observer) {
-  if (!enabled()) {
-    worker.initialise();
-    return 0;
-  }
+namespace {
+
+constexpr const char* kDamaged = ".damaged";
+
+}  // namespace
+
+void Saver::claim(bool resume, bool overwrite) {
+  if (!enabled()) return;
   agree(world_, [&] {
     if (lead()) take_directory(resume, overwrite);
   });
+}
+
+std::int64_t Saver::open(Worker& worker, bool resume, Observer& observer) {
+  if (!enabled()) {
+    if (resume) observer.note("--resume: there is no checkpoint.directory to resume from; starting from the beginning");
+    worker.initialise();
+    return 0;
+  }
   std::string path;
   if (resume) {
     agree(world_, [&] {
@@ -58,8 +70,10 @@ void Saver::take_directory(bool resume, bool overwrite) {
                                              "--overwrite, or choose another checkpoint.directory",
                                              directory));
   }
-  if (overwrite && !resume) storage::clean_up(files_, directory, 0);
-  if (resume) storage::clean_up(files_, directory, plan_.config.checkpoint.keep);
+  // A checkpoint of the run that is replaced must never pass for one of this run.
+  if (overwrite) storage::remove_checkpoints(files_, directory);
+  // Whole checkpoints stay until the next save: whether the newest can be read is not known yet.
+  storage::clean_up(files_, directory, std::numeric_limits<std::int64_t>::max());
 }
 
 std::unique_ptr<storage::CheckpointReader> Saver::find(Observer& observer) {
@@ -71,6 +85,14 @@ std::unique_ptr<storage::CheckpointReader> Saver::find(Observer& observer) {
   std::vector<std::string> passed_over;
   auto checkpoint = storage::find_checkpoint(files_, directory, passed_over);
   for (const std::string& why : passed_over) observer.warning(why);
+  // Newer than what the run goes on from, they would outlive its own checkpoints: they lose the name of one.
+  for (const std::int64_t step : storage::checkpoint_steps(files_, directory)) {
+    if (step <= checkpoint->record().step) break;
+    const std::string path = storage::final_path(directory, step);
+    files_.remove_all(path + kDamaged);
+    files_.rename(path, path + kDamaged);
+    observer.warning(fmt::format("{} is set aside as {}{}", path, path, kDamaged));
+  }
   return checkpoint;
 }
 

@@ -20,10 +20,13 @@ class Saver {
         std::string build)
       : world_(world), plan_(plan), data_(data), files_(files), build_(std::move(build)) {}
 
-  /// Collective. Takes the directory: refuses one that holds a run unless told, locks it, removes what was left
-  /// half-written. Returns the step that the run continues from (0: from the beginning) after loading it into the
-  /// worker.
-  std::int64_t open(Worker& worker, bool resume, bool overwrite, Observer& observer);
+  /// Collective, before anything costly. Takes the directory: refuses one that holds a run unless told, locks it,
+  /// removes what was left half-written.
+  void claim(bool resume, bool overwrite);
+
+  /// Collective, after claim(). Returns the step that the run continues from (0: from the beginning) after loading it
+  /// into the worker.
+  std::int64_t open(Worker& worker, bool resume, Observer& observer);
 
   /// Collective. Returns false when it could not be written (already reported); training may go on.
   bool save(const Worker& worker, std::int64_t step, Observer& observer);

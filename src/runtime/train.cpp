@@ -19,7 +19,7 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 
 class Run {
  public:
-  Run(comm::Communicator& world, const RunPlan& plan, const storage::Dataset& data, storage::FileSystem& files,
+  Run(comm::Communicator& world, const RunPlan& plan, const storage::Dataset& data, Saver& saver,
       const TrainOptions& options)
       : world_(world),
         plan_(plan),
@@ -27,7 +27,7 @@ class Run {
         options_(options),
         pool_(options.threads, options.spin),
         worker_(world, plan, data, pool_, true),
-        saver_(world, plan, data, files, options.build),
+        saver_(saver),
         total_(worker_.total_steps()) {}
 
   TrainResult go() {
@@ -35,7 +35,7 @@ class Run {
     observer_ = std::make_unique<Observer>();
     // Messages of opening come before the observers that need to know where the run begins.
     Pending pending;
-    const std::int64_t done = saver_.open(worker_, options_.resume, options_.overwrite, pending);
+    const std::int64_t done = saver_.open(worker_, options_.resume, pending);
     agree(world_, [&] {
       if (world_.rank() == 0 && options_.observers) observer_ = options_.observers(done, total_);
     });
@@ -147,7 +147,7 @@ class Run {
   const TrainOptions& options_;
   ThreadPool pool_;
   Worker worker_;
-  Saver saver_;
+  Saver& saver_;
   const std::int64_t total_;
   const double step_flops_ = step_flops(plan_);
   std::unique_ptr<Observer> observer_;
@@ -158,7 +158,9 @@ class Run {
 
 TrainResult train(comm::Communicator& world, const RunPlan& plan, const storage::Dataset& data,
                   storage::FileSystem& files, const TrainOptions& options) {
-  return Run(world, plan, data, files, options).go();
+  Saver saver(world, plan, data, files, options.build);
+  saver.claim(options.resume, options.overwrite);
+  return Run(world, plan, data, saver, options).go();
 }
 
 }  // namespace trainer::runtime

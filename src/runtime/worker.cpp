@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "trainer/core/error.hpp"
+#include "trainer/runtime/agreement.hpp"
 
 namespace trainer::runtime {
 
@@ -229,7 +230,7 @@ void Worker::diverge(std::int64_t step, double loss, double grad_norm) {
       break;
     }
   }
-  throw Error(
+  throw AgreedError(
       ExitCode::Diverged,
       fmt::format("step {}: diverged: the loss is {} and the gradient norm {}; {}. No weight was changed in this step. "
                   "A lower optimizer.learning_rate, more warm-up or training.gradient_clip usually helps",

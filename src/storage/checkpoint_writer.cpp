@@ -201,6 +201,18 @@ void clean_up(FileSystem& fs, const std::string& directory, std::int64_t keep) {
   }
 }
 
+void remove_checkpoints(FileSystem& fs, const std::string& directory) {
+  for (const std::string& name : fs.list(directory)) {
+    const bool unfinished = step_of(name, kPartialPrefix) || name.starts_with(kRemovedPrefix);
+    if (unfinished || step_of(name, kRetiredPrefix)) fs.remove_all(directory + "/" + name);
+  }
+  std::vector<std::string> names;
+  for (const std::string& name : fs.list(directory)) {
+    if (step_of(name, kStepPrefix)) names.push_back(name);  // in ascending order
+  }
+  for (const std::string& name : names) discard(fs, directory, name);
+}
+
 std::vector<std::int64_t> checkpoint_steps(const FileSystem& fs, const std::string& directory) {
   std::vector<std::int64_t> steps;
   for (const std::string& name : fs.list(directory)) {

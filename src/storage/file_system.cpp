@@ -127,7 +127,8 @@ class PosixOutputFile final : public OutputFile {
 
 class PosixInputFile final : public InputFile {
  public:
-  explicit PosixInputFile(const std::string& path) : path_(path), file_(open_or_fail("open", path, O_RDONLY)) {
+  explicit PosixInputFile(const std::string& path)
+      : path_(path), file_(open_or_fail("open", path, O_RDONLY | O_NONBLOCK)) {
     struct stat status {};
     if (::fstat(file_.get(), &status) != 0) fail("open", path, errno);
     if (S_ISDIR(status.st_mode)) fail("open", path, EISDIR);
@@ -215,14 +216,17 @@ class PosixFileSystem final : public FileSystem {
     return names;
   }
 
-  void make_directories(const std::string& path) override {
+  void make_directories(const std::string& path) override { make_directories(path, path); }
+
+  void make_directories(const std::string& path, const std::string& wanted) {
     if (path.empty() || is_directory(path)) return;
     const std::string parent = parent_of(path);
-    if (parent != path) make_directories(parent);
+    if (parent != path) make_directories(parent, wanted);
     if (::mkdir(path.c_str(), 0777) != 0) {
       const int error = errno;
       if (error == EEXIST && is_directory(path)) return;  // another rank was faster
-      fail("make the folder", path, error == EEXIST ? ENOTDIR : error);
+      const std::string action = path == wanted ? "make the folder" : fmt::format("make '{}' for the folder", path);
+      fail(action, wanted, error == EEXIST ? ENOTDIR : error);
     }
     sync_directory(parent);
   }

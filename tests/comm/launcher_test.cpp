@@ -12,11 +12,15 @@ namespace {
 
 using Variables = std::map<std::string, std::string>;
 
-std::optional<std::string> message(int mpi_size, const Variables& variables) {
-  return wrong_launcher_message(mpi_size, [&](const char* name) -> const char* {
+trainer::comm::Environment environment(const Variables& variables) {
+  return [&](const char* name) -> const char* {
     const auto found = variables.find(name);
     return found == variables.end() ? nullptr : found->second.c_str();
-  });
+  };
+}
+
+std::optional<std::string> message(int mpi_size, const Variables& variables) {
+  return wrong_launcher_message(mpi_size, environment(variables));
 }
 
 }  // namespace
@@ -69,4 +73,13 @@ TEST_CASE("the library says its name in one line") {
   const std::string version = trainer::comm::mpi_version();
   CHECK(!version.empty());
   CHECK(version.find('\n') == std::string::npos);
+}
+
+TEST_CASE("a launched process knows its rank before MPI starts") {
+  const auto rank = [](const Variables& variables) { return trainer::comm::launched_rank(environment(variables)); };
+  CHECK(rank({}) == 0);
+  CHECK(rank({{"PMI_RANK", "3"}, {"PMI_SIZE", "4"}}) == 3);
+  CHECK(rank({{"OMPI_COMM_WORLD_RANK", "2"}, {"PMIX_RANK", "2"}}) == 2);
+  CHECK(rank({{"PMIX_RANK", "1"}}) == 1);
+  CHECK(rank({{"PMI_RANK", "no number"}}) == 0);
 }

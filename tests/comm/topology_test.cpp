@@ -36,6 +36,9 @@ class FakeCgroups {
     fs::create_directories((root_ / path).parent_path());
     std::ofstream(root_ / path) << text;
   }
+  double memory() const {
+    return available_memory((root_ / "meminfo").string(), (root_ / "self").string(), (root_ / "fs").string());
+  }
   double cores() const { return cgroup_cores((root_ / "self").string(), (root_ / "fs").string()); }
 
  private:
@@ -79,6 +82,35 @@ TEST_CASE("quotas of v1, with a path that the container does not show") {
   cgroups.write("fs/cpu,cpuacct/docker/abc/cpu.cfs_quota_us", "150000\n");
   cgroups.write("fs/cpu,cpuacct/docker/abc/cpu.cfs_period_us", "50000\n");
   CHECK(cgroups.cores() == 3);
+}
+
+TEST_CASE("memory is what the machine has left, cut by the tightest group (v2)") {
+  FakeCgroups cgroups("0::/a/b\n");
+  CHECK(std::isinf(cgroups.memory()));
+  cgroups.write("meminfo", "MemTotal: 9000 kB\nMemAvailable:    4000 kB\n");
+  CHECK(cgroups.memory() == 4000.0 * 1024);
+  cgroups.write("fs/a/memory.max", "max\n");
+  cgroups.write("fs/a/memory.current", "5\n");
+  CHECK(cgroups.memory() == 4000.0 * 1024);
+  cgroups.write("fs/a/b/memory.max", "1000000\n");
+  cgroups.write("fs/a/b/memory.current", "700000\n");
+  CHECK(cgroups.memory() == 300000);
+  // Cached files give way.
+  cgroups.write("fs/a/b/memory.stat", "anon 1\ninactive_file 200000\nactive_file 100000\n");
+  CHECK(cgroups.memory() == 600000);
+  cgroups.write("fs/a/b/memory.current", "2000000\n");
+  CHECK(cgroups.memory() == 0);
+}
+
+TEST_CASE("memory limits of v1") {
+  FakeCgroups cgroups("5:memory:/x\n4:cpu,cpuacct:/docker/abc\n");
+  cgroups.write("fs/memory/memory.limit_in_bytes", "9223372036854771712\n");
+  cgroups.write("fs/memory/memory.usage_in_bytes", "77\n");
+  CHECK(std::isinf(cgroups.memory()));
+  cgroups.write("fs/memory/x/memory.limit_in_bytes", "5000\n");
+  cgroups.write("fs/memory/x/memory.usage_in_bytes", "3000\n");
+  cgroups.write("fs/memory/x/memory.stat", "total_inactive_file 1000\n");
+  CHECK(cgroups.memory() == 3000);
 }
 
 TEST_CASE("usable cores follow the affinity mask") {

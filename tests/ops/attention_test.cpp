@@ -144,7 +144,9 @@ TEST_CASE("a shard of the heads gives its columns of the whole, with dropout too
     const ops::MicroBatch batch{.samples = 2, .positions = 70, .first_sample = 8, .seed = 3};
     const Operands operands = random_operands(whole, batch.rows());
     const Results all = run(whole, operands, batch);
-    for (const auto& [begin, count] : {std::pair<std::int64_t, std::int64_t>{0, 2}, {2, 3}, {4, 1}}) {
+    for (const auto& part_of : {std::pair<std::int64_t, std::int64_t>{0, 2}, {2, 3}, {4, 1}}) {
+      const std::int64_t begin = part_of.first;
+      const std::int64_t count = part_of.second;
       const Case shard = make_case("h.0.attn", model::Attention{count, begin, heads, d, probability}, 70, 3 * count * d,
                                    count * d, {}, 0);
       Operands mine;

@@ -14,7 +14,9 @@ TEST_CASE("features of a sharded dropout get the mask of the whole") {
   const ops::MicroBatch batch{.samples = 3, .positions = 4, .first_sample = 1000, .seed = 2};
   const Operands operands = random_operands(whole, batch.rows());
   const Results all = run(whole, operands, batch);
-  for (const auto& [begin, count] : {std::pair<std::int64_t, std::int64_t>{0, 75}, {75, 75}, {1, 3}, {60, 90}}) {
+  for (const auto& range : {std::pair<std::int64_t, std::int64_t>{0, 75}, {75, 75}, {1, 3}, {60, 90}}) {
+    const auto begin = range.first;
+    const auto count = range.second;
     const Case shard = make_case("h.1.drop", model::Dropout{count, begin, features, 0.3}, 4, count, count, {}, 0);
     Operands mine;
     Results expected;
@@ -78,7 +80,9 @@ TEST_CASE("shards of a table sum to the whole, and tokens of nobody give zero ro
   }
   Floats sum(all.y.size(), 0.0f);
   Floats gradient;
-  for (const auto& [begin, count] : {std::pair<std::int64_t, std::int64_t>{0, 5}, {5, 6}}) {
+  for (const auto& range : {std::pair<std::int64_t, std::int64_t>{0, 5}, {5, 6}}) {
+    const auto begin = range.first;
+    const auto count = range.second;
     const Case shard =
         make_case("wte", model::Embedding{count, begin, features}, 1, 0, features, {count * features}, 0);
     Operands mine = operands;
@@ -128,7 +132,9 @@ TEST_CASE("a linear layer with long sums keeps its bits over threads, and its bi
   const Results results = run(c, operands, batch);
   CHECK(same_bits(run(c, operands, batch, 2), results));
   CHECK(same_bits(run(c, operands, batch, 3), results));
-  for (const auto& [r, o] : {std::pair<std::size_t, std::size_t>{0, 0}, {899, 129}, {450, 64}}) {
+  for (const auto& range : {std::pair<std::size_t, std::size_t>{0, 0}, {899, 129}, {450, 64}}) {
+    const auto r = range.first;
+    const auto o = range.second;
     double y = operands.parameters[1][o];
     double magnitude = std::abs(y);
     for (std::size_t i = 0; i < 400; ++i) {

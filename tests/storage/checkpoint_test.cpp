@@ -264,6 +264,17 @@ TEST_CASE("only the newest whole checkpoints are kept") {
   clean_up(fs, "nowhere", 1);
 }
 
+TEST_CASE("nothing of a run that is replaced can be taken for a checkpoint") {
+  MemoryFileSystem fs;
+  for (const std::int64_t step : {10, 20}) save(fs, "runs", step, some_tensors(1), 1, 1);
+  fs.make_directories("runs/.partial-00000030");
+  fs.make_directories("runs/step-00000040");
+  fs.write_text("runs/metrics.jsonl", "{}");
+  remove_checkpoints(fs, "runs");
+  CHECK(fs.list("runs") == std::vector<std::string>{"metrics.jsonl"});
+  remove_checkpoints(fs, "nowhere");
+}
+
 TEST_CASE("what is no checkpoint is said to be none") {
   MemoryFileSystem fs;
   std::vector<std::string> passed_over;

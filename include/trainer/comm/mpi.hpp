@@ -33,6 +33,14 @@ class MpiSession {
 using Environment = std::function<const char*(const char* name)>;
 std::optional<std::string> wrong_launcher_message(int mpi_size, const Environment& environment = std::getenv);
 
+/// This process's rank as its launcher's environment tells it, without starting MPI; 0 without a launcher.
+int launched_rank(const Environment& environment = std::getenv);
+
+/// For the end of main after a signal to mpiexec: MPICH's mpiexec forgets the exit codes of processes whose output
+/// closes in the moment of their end, once it has passed a signal on. A child of this process holds the output open
+/// until its parent has ended, then closes stdout and, a moment later, ends too. Does nothing without a launcher.
+void let_launcher_see_exit();
+
 /// Library name and version, for --version and run records.
 std::string mpi_version();
 

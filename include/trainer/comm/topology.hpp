@@ -38,6 +38,12 @@ std::vector<int> affinity_mask();
 /// cpu.cfs_quota_us (v1). Infinity without one. Paths are parameters for tests.
 double cgroup_cores(const std::string& cgroup_file = "/proc/self/cgroup", const std::string& mount = "/sys/fs/cgroup");
 
+/// Bytes that this process's node can still give: MemAvailable, cut by the memory limits (v2 and v1) on the way from
+/// this process's cgroup to the root, less what is in use there and cannot be reclaimed. Infinity when nothing says.
+double available_memory(const std::string& meminfo = "/proc/meminfo",
+                        const std::string& cgroup_file = "/proc/self/cgroup",
+                        const std::string& mount = "/sys/fs/cgroup");
+
 /// VmHWM of this process in bytes: its peak resident memory so far.
 long long peak_resident_bytes();
 

@@ -31,6 +31,10 @@ class Error : public std::runtime_error {
   ExitCode code_;
 };
 
+/// What std::bad_alloc means to the person who started the run; its exit code is Usage.
+inline constexpr const char* kOutOfMemory =
+    "out of memory: a smaller model, batch or micro-batch, or more ranks on more machines, would need less";
+
 /// The word of `known` with the smallest edit distance to `word`, or "" when nothing is near
 /// (farther than a third of the word's length, at least 1).
 std::string nearest_word(std::string_view word, const std::vector<std::string>& known);

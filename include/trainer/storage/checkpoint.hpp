@@ -54,6 +54,9 @@ std::string final_path(const std::string& directory, std::int64_t step);
 /// count, and stay while they are newer than the last that is kept. For the holder of the directory's lock.
 void clean_up(FileSystem& fs, const std::string& directory, std::int64_t keep);
 
+/// Removes all checkpoints, whole or not, the newest last.
+void remove_checkpoints(FileSystem& fs, const std::string& directory);
+
 /// Steps of checkpoints that have a manifest, newest first. Whether their bytes are whole only reading tells.
 std::vector<std::int64_t> checkpoint_steps(const FileSystem& fs, const std::string& directory);
 
