@@ -3,11 +3,14 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <exception>
 #include <fstream>
 #include <new>
+#include <thread>
 
 #include "app.hpp"
 #include "trainer/comm/topology.hpp"
@@ -45,7 +48,12 @@ int end_with(comm::MpiSession& mpi, const comm::Communicator& world, ExitCode co
     if (world.rank() == 0) say(what);
     return static_cast<int>(code);
   }
+  // Ranks that wait for a dead one give up at about the same time: the first ends the others before they speak. What it
+  // says must have left the launcher before that ends too.
+  using std::chrono::milliseconds;
+  std::this_thread::sleep_for(milliseconds(300) * std::min(world.rank(), 8));
   say(fmt::format("rank {}: {}", world.rank(), what));
+  std::this_thread::sleep_for(milliseconds(150));
   mpi.abort(static_cast<int>(code));
 }
 

@@ -92,7 +92,7 @@ ExitCode evaluate(Context& context, const config::EvalCommand& command) {
   ThreadPool pool(node.threads, !node.oversubscribed);
   runtime::Worker worker(world, plan, *data, pool, false);
   runtime::agree(world, [&] { worker.load(*checkpoint); });
-  EvaluationReport report = worker.evaluate(checkpoint->record().step);
+  const EvaluationReport report = *worker.evaluate(checkpoint->record().step);
   if (world.rank() != 0) return ExitCode::Done;
   if (command.json) {
     print(fmt::format("{}\n", observe::to_json(report)));

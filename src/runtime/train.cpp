@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <chrono>
+#include <optional>
 
 #include "saver.hpp"
 #include "trainer/comm/topology.hpp"
@@ -48,10 +49,10 @@ class Run {
     bool stopped = false;
     for (std::int64_t step = done + 1; step <= total_ && !stopped; ++step) {
       stopped = one_step(step, started);
-      const bool last = stopped || step == total_;
       const config::Training& training = plan_.config.training;
       const bool evaluate = step == total_ || (!stopped && training.eval_every > 0 && step % training.eval_every == 0);
-      if (evaluate) this->evaluate(step);
+      if (evaluate) stopped = !this->evaluate(step, started) || stopped;
+      const bool last = stopped || step == total_;
       const std::int64_t every = plan_.config.checkpoint.every_steps;
       if (saver_.enabled() && (last || (every > 0 && step % every == 0))) saver_.save(worker_, step, *observer_);
     }
@@ -102,14 +103,21 @@ class Run {
     return outcome.stop;
   }
 
-  void evaluate(std::int64_t step) {
-    if (worker_.split().held_out == 0) return;
+  // False when a stop was asked for before the end.
+  bool evaluate(std::int64_t step, Clock::time_point started) {
+    if (worker_.split().held_out == 0) return true;
     const auto begin = Clock::now();
-    EvaluationReport report = worker_.evaluate(step);
+    std::optional<EvaluationReport> whole = worker_.evaluate(step, [&] { return wants_stop(started); });
+    if (!whole) {
+      observer_->note(fmt::format("step {}: the evaluation was given up, as a stop was asked for", step));
+      return false;
+    }
+    EvaluationReport& report = *whole;
     report.seconds = seconds_since(begin);
     result_.validation_loss = report.loss;
     result_.accuracy = report.accuracy;
     observer_->evaluation(report);
+    return true;
   }
 
   void finish(bool interrupted) {

@@ -237,12 +237,17 @@ void Worker::diverge(std::int64_t step, double loss, double grad_norm) {
                   step, loss, grad_norm, where));
 }
 
-EvaluationReport Worker::evaluate(std::int64_t step) {
+std::optional<EvaluationReport> Worker::evaluate(std::int64_t step, const std::function<bool()>& stop) {
   const std::int64_t size = plan_.config.training.batch_size;
   const bool count_hits = !data_.kind().tokens && data_.kind().classes > 0;
   double sums[2] = {0, 0};
   double targets = 0;
   for (std::int64_t first = 0; first < split_.held_out; first += size) {
+    if (stop && first > 0) {
+      double wanted[1] = {stop() ? 1.0 : 0.0};
+      world_.max(wanted);
+      if (wanted[0] > 0) return std::nullopt;
+    }
     const GlobalBatch batch{.first = first, .size = size, .limit = split_.held_out, .held_out = true};
     batches_->set(batch);
     const PassResult pass = forward_only_->executor->run(

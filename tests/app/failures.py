@@ -1,9 +1,7 @@
 """What goes wrong while a run is under way: signals, dead and stopped ranks, full disks, numbers that overflow."""
-import json
 import os
 import shutil
 import signal
-import subprocess
 import time
 
 from launch import HARD_LIMIT, LIMIT, Failed, Run, find_mpiexec
@@ -47,6 +45,23 @@ def asked_to_stop(number, of_launcher):
         place.nothing_half_written()
         resumes(place, config)
     return case
+
+
+def stop_in_evaluation(place):
+    """An evaluation that would take for ever is given up, not waited for."""
+    config = endless(place)
+    config["training"]["eval_every"] = 11
+    config["data"]["samples"] = 10**9
+    with place.start(config) as run:
+        run.until(lambda: place.steps_done() >= 11, "the evaluation")
+        time.sleep(0.2)
+        run.fault()
+        os.kill(run.process.pid, signal.SIGTERM)
+        run.expect(INTERRUPTED, ("stopped on request after step 11", "--resume"))
+        if "the evaluation was given up" not in run.err:
+            raise Failed(f"it does not say that the evaluation was given up\n{run.err}")
+    place.nothing_half_written()
+    place.whole()
 
 
 def time_limit(place):
@@ -197,6 +212,7 @@ def cases():
         ("SIGINT to mpiexec", asked_to_stop(signal.SIGINT, True)),
         ("SIGTERM to a rank", asked_to_stop(signal.SIGTERM, False)),
         ("SIGINT to a rank", asked_to_stop(signal.SIGINT, False)),
+        ("SIGTERM in an evaluation", stop_in_evaluation),
         ("time limit", time_limit),
         ("kill -9 of a rank", killed(False)),
         ("kill -9 of mpiexec", killed(True)),

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -39,8 +40,9 @@ class Worker {
   /// One optimizer step (from 1). `stop` from any rank reaches all. Collective; throws Error(Diverged) on every rank
   /// when loss or gradient is not finite, before any weight has changed.
   StepOutcome step(std::int64_t step, bool stop);
-  /// Mean loss (and accuracy for classes) over the held-out samples. Collective.
-  EvaluationReport evaluate(std::int64_t step);
+  /// Mean loss (and accuracy for classes) over the held-out samples. Collective. With `stop`,
+  /// nothing when it returned true on any rank before the last batch.
+  std::optional<EvaluationReport> evaluate(std::int64_t step, const std::function<bool()>& stop = {});
 
   const storage::Split& split() const { return split_; }
   std::int64_t total_steps() const { return total_steps_; }
