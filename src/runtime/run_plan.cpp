@@ -63,8 +63,6 @@ LayoutRequest layout_request(const RunPlan& plan, const plan::LocalGraph& local,
           .with_loss = true};
 }
 
-}  // namespace
-
 // Sizes beyond this cannot be added up in 64 bits, and no machine has them: refused before anything multiplies them.
 void require_countable(const model::Graph& graph, const config::Config& config) {
   constexpr double kMostBytes = 0x1p58;
@@ -86,6 +84,8 @@ void require_countable(const model::Graph& graph, const config::Config& config) 
                   "GiB, more than any machine has; smaller sizes would work",
                   weights / 0x1p30, values / 0x1p30));
 }
+
+}  // namespace
 
 RunPlan make_plan(config::Config config, std::int64_t ranks) {
   config::resolve_parallel(config, ranks);
