@@ -140,6 +140,7 @@ std::string version_text() {
 
 int run(int argc, char** argv) {
   const config::Command command = config::parse_command_line(argc, argv);
+  std::signal(SIGXFSZ, SIG_IGN);  // a file that grows past its limit is an error of a write
   ops::flush_denormals();
   if (!uses_mpi(command)) return run_without_mpi(command);
   const int code = run_with_mpi(argc, argv, command);

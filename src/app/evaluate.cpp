@@ -24,6 +24,11 @@ namespace {
 config::Config evaluation_config(const storage::CheckpointReader& checkpoint, const config::EvalCommand& command,
                                  std::int64_t ranks) {
   config::Config config = config::parse(checkpoint.record().config, checkpoint.path(), command.overrides);
+  const config::Config saved = config::parse(checkpoint.record().config, checkpoint.path());
+  if (config::model_json(config) != config::model_json(saved)) {
+    throw Error(ExitCode::Usage, fmt::format("--set: the model of {} is {}; it cannot be changed to {}",
+                                             checkpoint.path(), config::model_json(saved), config::model_json(config)));
+  }
   const auto& trained = config.parallel;
   const std::int64_t pieces = std::max<std::int64_t>(1, trained.data) * config.training.micro_batches;
   const std::int64_t samples = std::max<std::int64_t>(1, config.training.batch_size / pieces);

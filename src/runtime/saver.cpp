@@ -46,7 +46,9 @@ std::int64_t Saver::open(Worker& worker, bool resume, Observer& observer) {
   agree(world_, [&] {
     const auto checkpoint = storage::open_checkpoint(files_, path);
     require_same_model(*checkpoint);
-    worker.load(*checkpoint);
+    if (!worker.load(*checkpoint)) {
+      observer.warning(fmt::format("{} was saved by another optimizer: this one's state begins with zeros", path));
+    }
     step = checkpoint->record().step;
   });
   last_path_ = path;

@@ -115,20 +115,27 @@ Worker::~Worker() = default;
 
 void Worker::initialise() { parameters_->initialise(plan_.graph, plan_.config.training.seed, pool_); }
 
-void Worker::load(const storage::CheckpointReader& checkpoint) {
-  const bool with_state = training_ != nullptr;
+bool Worker::load(const storage::CheckpointReader& checkpoint) {
+  const int states = training_ != nullptr ? optimizer_->state_count() : 0;
+  bool complete = true;
   for (const HeldParameter& held : parameters_->layout().held) {
     const model::Parameter& parameter = plan_.graph.parameters[held.id.index()];
     std::size_t offset = held.weight;
     for (const Box& box : held.boxes) {
       checkpoint.read(parameter.name, box, parameters_->weights() + offset);
-      for (int s = 0; with_state && s < optimizer_->state_count(); ++s) {
-        checkpoint.read(fmt::format("optimizer.{}.{}", optimizer_->state_name(s), parameter.name), box,
-                        parameters_->state(s) + offset);
+      for (int s = 0; s < states; ++s) {
+        const std::string name = fmt::format("optimizer.{}.{}", optimizer_->state_name(s), parameter.name);
+        if (checkpoint.has(name)) {
+          checkpoint.read(name, box, parameters_->state(s) + offset);
+        } else {
+          std::fill_n(parameters_->state(s) + offset, box.elements(), 0.0f);
+          complete = false;
+        }
       }
       offset += static_cast<std::size_t>(box.elements());
     }
   }
+  return complete;
 }
 
 std::vector<storage::Piece> Worker::pieces() const {

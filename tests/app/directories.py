@@ -113,6 +113,23 @@ def resume_another_model(place):
         run.expect(USAGE, ("--resume", "num_layers", "step-00000005"))
 
 
+def resume_with_another_optimizer(place):
+    config = place.gpt()
+    place.train(config)
+    config["training"]["steps"] = 7
+    config["optimizer"] = {"type": "sgd", "learning_rate": 0.1, "momentum": 0.9}
+    with place.start(config, "--resume") as run:
+        run.expect(0, ("warning: ", "step-00000005", "another optimizer"), messages=0, limit=HARD_LIMIT)
+        if run.err.count("another optimizer") != 1:
+            raise Failed(f"not told once\n{run.err}")
+
+
+def eval_another_model(place):
+    place.train()
+    with place.alone("eval", "--checkpoint", place.directory, "--set", "model.hidden_size=32") as run:
+        run.expect(USAGE, ("model", "16", "32"))
+
+
 def resume_with_nothing(place):
     with place.start(place.gpt(), "--resume") as run:
         run.expect(0, ("holds no checkpoint; starting from the beginning",), messages=0, limit=HARD_LIMIT)
@@ -177,6 +194,8 @@ def cases():
         ("a lost shard", damage(shard(lambda path: path.unlink(missing_ok=True)), "shard-0000")),
         ("a broken manifest", damage(lambda path: truncate(path / "manifest.json"), "manifest.json")),
         ("resume with another model", resume_another_model),
+        ("resume with another optimizer", resume_with_another_optimizer),
+        ("eval of another model", eval_another_model),
         ("resume with nothing there", resume_with_nothing),
         ("resume without a directory", resume_without_directory),
         ("no checkpoint", no_checkpoint),
