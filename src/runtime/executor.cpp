@@ -43,54 +43,15 @@ Executor::Executor(const model::Graph& graph, const schedule::Schedule& schedule
       runner_(runner) {
   const int rank = schedule.rank_of_stage[stage.index()];
   const auto& actions = schedule.ranks[static_cast<std::size_t>(rank)];
-  const auto region = [&](Place place, std::int32_t slot) {
-    const auto r = static_cast<std::size_t>(place.region);
-    return arena_ + arena_layout_.begin[r] + layout_.bytes[r] * static_cast<std::size_t>(slot) + place.offset;
-  };
-  const auto lane = [&](bool receives, const Port& port, Place place, int peer, int tag) {
-    Lane lane;
-    const std::int32_t slots_of_region = arena_layout_.slots[static_cast<std::size_t>(place.region)];
-    for (std::int32_t slot = 0; slot < slots_of_region; ++slot) {
-      std::byte* memory = region(place, slot);
-      lane.slots.push_back(receives ? pipeline.make_receive(memory, port.bytes, peer, tag)
-                                    : pipeline.make_send(memory, port.bytes, peer, tag));
-    }
-    return lane;
-  };
-  const auto micro_batches = static_cast<std::size_t>(schedule.micro_batches);
-  if (stage.value > 0) {
-    const StageId before(stage.value - 1);
-    const int peer = schedule.rank_of_stage[before.index()];
-    for (std::size_t p = 0; p < layout.inputs.size(); ++p) {
-      const Port& port = layout.inputs[p];
-      forward_receiver_.ports.push_back(
-          lane(true, port, port.value_message, peer, tag_of(before, Direction::Forward, p, channel)));
-      if (layout.training) {
-        backward_sender_.ports.push_back(
-            lane(false, port, port.gradient_message, peer, tag_of(before, Direction::Backward, p, channel)));
-      }
-    }
-    peer_before_ = peer;
-  }
-  if (stage.value + 1 < schedule.stages) {
-    const int peer = schedule.rank_of_stage[stage.index() + 1];
-    for (std::size_t p = 0; p < layout.outputs.size(); ++p) {
-      const Port& port = layout.outputs[p];
-      forward_sender_.ports.push_back(
-          lane(false, port, port.value_message, peer, tag_of(stage, Direction::Forward, p, channel)));
-      if (layout.training) {
-        backward_receiver_.ports.push_back(
-            lane(true, port, port.gradient_message, peer, tag_of(stage, Direction::Backward, p, channel)));
-      }
-    }
-    peer_after_ = peer;
-  }
+  if (stage.value > 0) wire_inputs(pipeline, channel);
+  if (stage.value + 1 < schedule.stages) wire_outputs(pipeline, channel);
   forward_receiver_.order = order_of(actions, stage, ActionKind::RecvForward);
   forward_receiver_.slot_of = &slots_.weight_input;
   forward_receiver_.what = "the activations of micro-batch";
   backward_receiver_.order = order_of(actions, stage, ActionKind::RecvBackward);
   backward_receiver_.slot_of = &slots_.output_gradient;
   backward_receiver_.what = "the gradient of micro-batch";
+  const auto micro_batches = static_cast<std::size_t>(schedule.micro_batches);
   forward_sender_.ring_of.resize(micro_batches);
   forward_sender_.what = "sending activations";
   backward_sender_.ring_of.resize(micro_batches);
@@ -99,12 +60,56 @@ Executor::Executor(const model::Graph& graph, const schedule::Schedule& schedule
   valid_.resize(static_cast<std::size_t>(layout.samples));
 }
 
+std::byte* Executor::slot_of(Region region, std::int32_t slot) const {
+  const auto r = static_cast<std::size_t>(region);
+  return arena_ + arena_layout_.begin[r] + layout_.bytes[r] * static_cast<std::size_t>(slot);
+}
+
+template <class MakeTransfer>
+Executor::Lane Executor::make_lane(Place place, const MakeTransfer& make) const {
+  Lane lane;
+  const std::int32_t slots = arena_layout_.slots[static_cast<std::size_t>(place.region)];
+  for (std::int32_t slot = 0; slot < slots; ++slot) {
+    lane.slots.push_back(make(slot_of(place.region, slot) + place.offset));
+  }
+  return lane;
+}
+
+// The boundary to the stage before: its values come, their gradients go.
+void Executor::wire_inputs(comm::Communicator& pipeline, int channel) {
+  const StageId before(stage_.value - 1);
+  peer_before_ = schedule_.rank_of_stage[before.index()];
+  for (std::size_t p = 0; p < layout_.inputs.size(); ++p) {
+    const Port& port = layout_.inputs[p];
+    forward_receiver_.ports.push_back(make_lane(port.value_message, [&](std::byte* memory) {
+      return pipeline.make_receive(memory, port.bytes, peer_before_, tag_of(before, Direction::Forward, p, channel));
+    }));
+    if (!layout_.training) continue;
+    backward_sender_.ports.push_back(make_lane(port.gradient_message, [&](std::byte* memory) {
+      return pipeline.make_send(memory, port.bytes, peer_before_, tag_of(before, Direction::Backward, p, channel));
+    }));
+  }
+}
+
+void Executor::wire_outputs(comm::Communicator& pipeline, int channel) {
+  peer_after_ = schedule_.rank_of_stage[stage_.index() + 1];
+  for (std::size_t p = 0; p < layout_.outputs.size(); ++p) {
+    const Port& port = layout_.outputs[p];
+    forward_sender_.ports.push_back(make_lane(port.value_message, [&](std::byte* memory) {
+      return pipeline.make_send(memory, port.bytes, peer_after_, tag_of(stage_, Direction::Forward, p, channel));
+    }));
+    if (!layout_.training) continue;
+    backward_receiver_.ports.push_back(make_lane(port.gradient_message, [&](std::byte* memory) {
+      return pipeline.make_receive(memory, port.bytes, peer_after_, tag_of(stage_, Direction::Backward, p, channel));
+    }));
+  }
+}
+
 Frame Executor::frame_of(std::int32_t micro_batch) const {
   const auto m = static_cast<std::size_t>(micro_batch);
   Frame frame{};
   const auto set = [&](Region region, std::int32_t slot) {
-    const auto r = static_cast<std::size_t>(region);
-    frame[r] = arena_ + arena_layout_.begin[r] + layout_.bytes[r] * static_cast<std::size_t>(slot);
+    frame[static_cast<std::size_t>(region)] = slot_of(region, slot);
   };
   const auto slot = [m](const std::vector<std::int32_t>& of) { return m < of.size() && of[m] >= 0 ? of[m] : 0; };
   set(Region::Scratch, 0);

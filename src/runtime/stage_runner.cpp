@@ -130,16 +130,20 @@ void StageRunner::weight_gradient(const NodeLayout& node, const Frame& frame, co
   if (weight_done) weight_done(node.node);
 }
 
+void StageRunner::fill_gradient_messages(const Frame& frame) {
+  for (const Port& port : layout_.inputs) {
+    if (port.gradient_at == port.gradient_message) continue;
+    std::copy_n(at(frame, port.gradient_at), port.bytes, at(frame, port.gradient_message));
+  }
+}
+
 void StageRunner::backward_input(const Frame& frame, const ops::MicroBatch& batch) {
   for (auto node = layout_.nodes.rbegin(); node != layout_.nodes.rend(); ++node) {
     start_input_gradient(*node, frame, batch);
     finish_input_gradient(*node, frame);
     step_aside();
   }
-  for (const Port& port : layout_.inputs) {
-    if (port.gradient_at == port.gradient_message) continue;
-    std::copy_n(at(frame, port.gradient_at), port.bytes, at(frame, port.gradient_message));
-  }
+  fill_gradient_messages(frame);
 }
 
 void StageRunner::backward_weight(const Frame& frame, const ops::MicroBatch& batch, bool accumulate) {
@@ -157,10 +161,7 @@ void StageRunner::backward(const Frame& frame, const ops::MicroBatch& batch, boo
     finish_input_gradient(*node, frame);
     step_aside();
   }
-  for (const Port& port : layout_.inputs) {
-    if (port.gradient_at == port.gradient_message) continue;
-    std::copy_n(at(frame, port.gradient_at), port.bytes, at(frame, port.gradient_message));
-  }
+  fill_gradient_messages(frame);
 }
 
 LossResult StageRunner::loss(const Frame& frame, const LossRequest& request) {

@@ -61,6 +61,11 @@ class Executor {
     const char* what = "";
   };
 
+  std::byte* slot_of(Region region, std::int32_t slot) const;
+  template <class MakeTransfer>
+  Lane make_lane(Place place, const MakeTransfer& make) const;
+  void wire_inputs(comm::Communicator& pipeline, int channel);
+  void wire_outputs(comm::Communicator& pipeline, int channel);
   Frame frame_of(std::int32_t micro_batch) const;
   ops::MicroBatch batch_of(const BatchSource& batches, const PassRequest& request, std::int32_t micro_batch) const;
   void post_next(Receiver& receiver);

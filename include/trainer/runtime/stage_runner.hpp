@@ -59,6 +59,8 @@ class StageRunner {
   void start_input_gradient(const NodeLayout& node, const Frame& frame, const ops::MicroBatch& batch);
   void finish_input_gradient(const NodeLayout& node, const Frame& frame);
   void weight_gradient(const NodeLayout& node, const Frame& frame, const ops::MicroBatch& batch, bool accumulate);
+  /// Gradients of the inputs that were not computed in their messages' own memory.
+  void fill_gradient_messages(const Frame& frame);
   LossResult cross_entropy(const Frame& frame, const LossRequest& request);
   LossResult squared_error(const Frame& frame, const LossRequest& request);
   std::int64_t count_hits(const Frame& frame, ConstMatrix logits, const std::int32_t* targets);
