@@ -32,7 +32,7 @@ std::vector<std::int32_t> order_of(const std::vector<Action>& actions, StageId s
 
 Executor::Executor(const model::Graph& graph, const schedule::Schedule& schedule, const schedule::StageSlots& slots,
                    StageId stage, const StageLayout& layout, std::byte* arena, StageRunner& runner,
-                   comm::Communicator& pipeline, int channel)
+                   comm::Communicator& pipeline, int channel, std::vector<int> world_ranks)
     : graph_(graph),
       schedule_(schedule),
       slots_(slots),
@@ -40,7 +40,8 @@ Executor::Executor(const model::Graph& graph, const schedule::Schedule& schedule
       layout_(layout),
       arena_(arena),
       arena_layout_(lay_out_arena(layout, slots)),
-      runner_(runner) {
+      runner_(runner),
+      world_ranks_(std::move(world_ranks)) {
   const int rank = schedule.rank_of_stage[stage.index()];
   const auto& actions = schedule.ranks[static_cast<std::size_t>(rank)];
   if (stage.value > 0) wire_inputs(pipeline, channel);
@@ -140,17 +141,19 @@ void Executor::post_next(Receiver& receiver) {
 
 void Executor::receive(Receiver& receiver, std::int32_t micro_batch) {
   const auto slot = static_cast<std::size_t>((*receiver.slot_of)[static_cast<std::size_t>(micro_batch)]);
-  const int peer = &receiver == &forward_receiver_ ? peer_before_ : peer_after_;
-  for (Lane& lane : receiver.ports) receive_wait_ += comm::wait(*lane.slots[slot], {receiver.what, peer, micro_batch});
+  const StageId peer(&receiver == &forward_receiver_ ? stage_.value - 1 : stage_.value + 1);
+  for (Lane& lane : receiver.ports)
+    receive_wait_ += comm::wait(*lane.slots[slot], {receiver.what, world_rank(peer), micro_batch});
   post_next(receiver);
 }
 
 void Executor::reserve(Sender& sender, std::int32_t micro_batch) {
   const std::int32_t entry = sender.produced++ % schedule::kSendSlots;
   sender.ring_of[static_cast<std::size_t>(micro_batch)] = entry;
-  const int peer = &sender == &forward_sender_ ? peer_after_ : peer_before_;
+  const StageId peer(&sender == &forward_sender_ ? stage_.value + 1 : stage_.value - 1);
   for (Lane& lane : sender.ports) {
-    send_wait_ += comm::wait(*lane.slots[static_cast<std::size_t>(entry)], {sender.what, peer, micro_batch});
+    send_wait_ +=
+        comm::wait(*lane.slots[static_cast<std::size_t>(entry)], {sender.what, world_rank(peer), micro_batch});
   }
 }
 

@@ -45,11 +45,11 @@ int tied_uses_before(const RunPlan& plan, ParameterId parameter) {
 GradientSync::GradientSync(const RunPlan& plan, const plan::Coordinates& at, Parameters& parameters,
                            comm::Communicator& data, comm::Communicator& pipeline) {
   const StageId stage(at.pipeline);
-  if (data.size() > 1) make_buckets(plan, parameters, data, plan.nodes(stage));
-  make_tied(plan, stage, parameters, pipeline);
+  if (data.size() > 1) make_buckets(parameters, data, plan.nodes(stage));
+  make_tied(plan, at, parameters, pipeline);
 }
 
-void GradientSync::make_buckets(const RunPlan&, Parameters& parameters, comm::Communicator& data, Range nodes) {
+void GradientSync::make_buckets(Parameters& parameters, comm::Communicator& data, Range nodes) {
   for (const BucketRange& range : bucket_ranges(parameters.layout(), nodes.begin)) {
     Bucket bucket;
     bucket.first_node = range.first_node;
@@ -59,7 +59,9 @@ void GradientSync::make_buckets(const RunPlan&, Parameters& parameters, comm::Co
   }
 }
 
-void GradientSync::make_tied(const RunPlan& plan, StageId stage, Parameters& parameters, comm::Communicator& pipeline) {
+void GradientSync::make_tied(const RunPlan& plan, const plan::Coordinates& at, Parameters& parameters,
+                             comm::Communicator& pipeline) {
+  const StageId stage(at.pipeline);
   for (const HeldParameter& held : parameters.layout().held) {
     const auto& uses = plan.uses(held.id);
     if (uses.size() < 2) continue;
@@ -74,7 +76,7 @@ void GradientSync::make_tied(const RunPlan& plan, StageId stage, Parameters& par
     for (std::size_t u = 0; u < uses.size(); ++u) {
       const int tag = first_tag + static_cast<int>(u);
       TiedUse use;
-      use.peer = uses[u].stage.value;
+      use.world_peer = static_cast<int>(plan.mesh.rank({at.data, uses[u].stage.value, at.tensor}));
       if (uses[u].stage == stage) {
         use.gradient = parameters.gradients() + held.gradients[local_use++];
         for (const StageId holder : holders) {
@@ -83,7 +85,7 @@ void GradientSync::make_tied(const RunPlan& plan, StageId stage, Parameters& par
       } else {
         use.received = Buffer(bytes);
         use.gradient = use.received.f32();
-        use.receive = pipeline.make_receive(use.gradient, bytes, use.peer, tag);
+        use.receive = pipeline.make_receive(use.gradient, bytes, uses[u].stage.value, tag);
       }
       tied.uses.push_back(std::move(use));
     }
@@ -132,7 +134,8 @@ void GradientSync::finish_tied() {
   }
   for (Tied& tied : tied_) {
     for (TiedUse& use : tied.uses) {
-      if (use.receive) waited_ += comm::wait(*use.receive, {"a tied parameter's gradient", use.peer, tied.elements});
+      if (use.receive)
+        waited_ += comm::wait(*use.receive, {"a tied parameter's gradient", use.world_peer, tied.elements});
       for (auto& send : use.sends)
         waited_ += comm::wait(*send, {"sending a tied parameter's gradient", -1, tied.elements});
     }

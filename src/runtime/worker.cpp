@@ -95,7 +95,7 @@ Worker::Worker(comm::Communicator& world, const RunPlan& plan, const storage::Da
                         int channel) {
     program.runner = std::make_unique<StageRunner>(plan.graph, local_, program.layout, *parameters_, pool, *tensor_);
     program.executor = std::make_unique<Executor>(plan.graph, schedule, slots, stage_, program.layout, arena_.data(),
-                                                  *program.runner, *pipeline_ranks_, channel);
+                                                  *program.runner, *pipeline_ranks_, channel, stage_ranks());
   };
   if (training) wire(*training_, plan.training, plan.training_slots[s], 0);
   wire(*forward_only_, plan.forward_only, plan.forward_only_slots[s], 1);
@@ -112,6 +112,14 @@ Worker::Worker(comm::Communicator& world, const RunPlan& plan, const storage::Da
 }
 
 Worker::~Worker() = default;
+
+std::vector<int> Worker::stage_ranks() const {
+  std::vector<int> ranks;
+  for (std::int64_t stage = 0; stage < plan_.mesh.pipeline; ++stage) {
+    ranks.push_back(static_cast<int>(plan_.mesh.rank({.data = at_.data, .pipeline = stage, .tensor = at_.tensor})));
+  }
+  return ranks;
+}
 
 void Worker::initialise() { parameters_->initialise(plan_.graph, plan_.config.training.seed, pool_); }
 

@@ -61,6 +61,7 @@ class Executor {
     const char* what = "";
   };
 
+  int world_rank(StageId stage) const { return stage.index() < world_ranks_.size() ? world_ranks_[stage.index()] : -1; }
   std::byte* slot_of(Region region, std::int32_t slot) const;
   template <class MakeTransfer>
   Lane make_lane(Place place, const MakeTransfer& make) const;
@@ -85,6 +86,7 @@ class Executor {
   std::byte* arena_;
   ArenaLayout arena_layout_;
   StageRunner& runner_;
+  std::vector<int> world_ranks_;  // [stage] of this replica and tensor place, for messages to people
   int peer_before_ = -1, peer_after_ = -1;
   Receiver forward_receiver_, backward_receiver_;
   Sender forward_sender_, backward_sender_;

@@ -45,15 +45,16 @@ class GradientSync {
     Buffer received;
     std::unique_ptr<comm::Transfer> receive;
     std::vector<std::unique_ptr<comm::Transfer>> sends;
-    int peer = -1;
+    int world_peer = -1;  // for messages to people
   };
   struct Tied {
     std::int64_t elements = 0;
     float* sum = nullptr;  // the gradient that the optimizer reads
     std::vector<TiedUse> uses;
   };
-  void make_buckets(const RunPlan& plan, Parameters& parameters, comm::Communicator& data, Range nodes);
-  void make_tied(const RunPlan& plan, StageId stage, Parameters& parameters, comm::Communicator& pipeline);
+  void make_buckets(Parameters& parameters, comm::Communicator& data, Range nodes);
+  void make_tied(const RunPlan& plan, const plan::Coordinates& at, Parameters& parameters,
+                 comm::Communicator& pipeline);
 
   std::vector<Bucket> buckets_;  // in the order in which they become whole
   std::vector<Tied> tied_;

@@ -61,6 +61,8 @@ class Worker {
   struct Program;  // a layout, its runner and executor
   GlobalBatch training_batch(std::int64_t step) const;
   double targets_of(const GlobalBatch& batch) const;
+  /// World ranks of the stages of this replica and tensor place.
+  std::vector<int> stage_ranks() const;
   void measure_norms();
   [[noreturn]] void diverge(std::int64_t step, double loss, double grad_norm);
 
