@@ -34,7 +34,7 @@ class Executor {
   /// must make theirs alike.
   Executor(const model::Graph& graph, const schedule::Schedule& schedule, const schedule::StageSlots& slots,
            StageId stage, const StageLayout& layout, std::byte* arena, StageRunner& runner,
-           comm::Communicator& pipeline, int channel);
+           comm::Communicator& pipeline, int channel, std::vector<int> world_ranks);
 
   /// One walk over the table; `sync` may be null (forward only). Allocates nothing.
   PassResult run(const BatchSource& batches, const PassRequest& request, GradientSync* sync);
