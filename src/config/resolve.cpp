@@ -106,9 +106,11 @@ void resolve_axes(Config& config, std::int64_t ranks) {
                             shown, known, ranks, known, known));
   }
   if (ranks % known != 0) {
-    refuse_mesh(
-        config, wanted, ranks,
-        fmt::format("parallel: {} cannot make {} ranks, because {} does not divide {}", shown, ranks, known, ranks));
+    refuse_mesh(config, wanted, ranks,
+                fmt::format("parallel: {} cannot make {} ranks, because {} does not divide {}; start a multiple of {} "
+                            "(mpiexec -n {}), or "
+                            "change the sizes",
+                            shown, ranks, known, ranks, known, known));
   }
   // One size follows. Data does where it was left out; the others are 1 unless they are the only one left out.
   std::int64_t* follows = p.data == 0 ? &p.data : p.pipeline == 0 ? &p.pipeline : &p.tensor;

@@ -49,12 +49,15 @@ class Run {
     bool stopped = false;
     for (std::int64_t step = done + 1; step <= total_ && !stopped; ++step) {
       stopped = one_step(step, started);
-      const config::Training& training = plan_.config.training;
-      const bool evaluate = step == total_ || (!stopped && training.eval_every > 0 && step % training.eval_every == 0);
-      if (evaluate) stopped = !this->evaluate(step, started) || stopped;
-      const bool last = stopped || step == total_;
+      // Saved before it is evaluated: a kill during the evaluation loses nothing.
       const std::int64_t every = plan_.config.checkpoint.every_steps;
-      if (saver_.enabled() && (last || (every > 0 && step % every == 0))) saver_.save(worker_, step, *observer_);
+      const bool due = stopped || step == total_ || (every > 0 && step % every == 0);
+      if (due) save(step);
+      const std::int64_t eval_every = plan_.config.training.eval_every;
+      if (step < total_ && (stopped || eval_every == 0 || step % eval_every != 0)) continue;
+      if (evaluate(step, started)) continue;
+      stopped = true;
+      if (!due) save(step);
     }
     finish(stopped && result_.last_step < total_);
     return std::move(result_);
@@ -101,6 +104,10 @@ class Run {
     if (options_.allocations) report.allocations = after - before;
     observer_->step(report);
     return outcome.stop;
+  }
+
+  void save(std::int64_t step) {
+    if (saver_.enabled()) saver_.save(worker_, step, *observer_);
   }
 
   // False when a stop was asked for before the end.
