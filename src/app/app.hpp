@@ -42,7 +42,8 @@ void note(const std::string& text);
 void say(const std::string& message);
 
 /// Opens one checkpoint or the newest whole one of a directory; says on stderr which were passed over.
-std::unique_ptr<storage::CheckpointReader> open_checkpoint(const std::string& path);
+/// `passed_any` (may be null) becomes whether a newer one was damaged.
+std::unique_ptr<storage::CheckpointReader> open_checkpoint(const std::string& path, bool* passed_any = nullptr);
 
 /// Contents of a configuration file. Throws Error(Usage) when it cannot be read.
 std::string read_config(const std::string& path);

@@ -17,10 +17,11 @@ bool is_optimizer_state(const std::string& name) { return name.starts_with("opti
 
 }  // namespace
 
-std::unique_ptr<storage::CheckpointReader> open_checkpoint(const std::string& path) {
+std::unique_ptr<storage::CheckpointReader> open_checkpoint(const std::string& path, bool* passed_any) {
   std::vector<std::string> passed_over;
   auto checkpoint = storage::find_checkpoint(storage::real_file_system(), path, passed_over);
   for (const std::string& why : passed_over) note(fmt::format("warning: {}\n", why));
+  if (passed_any != nullptr) *passed_any = !passed_over.empty();
   return checkpoint;
 }
 
@@ -37,8 +38,11 @@ ExitCode export_weights(const config::ExportCommand& command) {
 }
 
 ExitCode inspect(const config::InspectCommand& command) {
-  const auto checkpoint = open_checkpoint(command.checkpoint);
+  bool passed_over = false;
+  const auto checkpoint = open_checkpoint(command.checkpoint, &passed_over);
   if (command.verify) checkpoint->verify();
+  // Asked for the sums, a damaged checkpoint is the answer, even when an older one is whole.
+  const ExitCode code = command.verify && passed_over ? ExitCode::Storage : ExitCode::Done;
   double elements = 0;
   std::vector<std::vector<std::string>> rows;
   for (const storage::TensorEntry& tensor : checkpoint->tensors()) {
@@ -51,12 +55,12 @@ ExitCode inspect(const config::InspectCommand& command) {
   if (command.json) {
     print(fmt::format("{}\n", observe::checkpoint_json(checkpoint->path(), record.step, record.build, record.config,
                                                        static_cast<std::int64_t>(elements))));
-    return ExitCode::Done;
+    return code;
   }
   print(fmt::format("{}\nstep {}, {} parameters, written by {}{}\n\n{}\n{}", checkpoint->path(), record.step,
-                    observe::human_count(elements), record.build, command.verify ? "; every sum is right" : "",
+                    observe::human_count(elements), record.build, command.verify ? "; every sum of it is right" : "",
                     observe::format_table({"tensor", "dtype", "shape", "elements"}, rows), record.config));
-  return ExitCode::Done;
+  return code;
 }
 
 }  // namespace trainer::app

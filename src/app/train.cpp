@@ -116,8 +116,8 @@ void report(const runtime::RunPlan& plan, const runtime::TrainResult& result) {
                     per_step(waits.receive), per_step(waits.send), per_step(waits.tensor), per_step(waits.gradients)});
   }
   print(fmt::format("{}\n{}", text,
-                    observe::format_table({"rank", "place", "memory predicted", "measured", "wait ms/step: receive",
-                                           "send", "tensor", "gradients"},
+                    observe::format_table({"rank", "place", "memory since start: predicted", "measured",
+                                           "wait ms/step: receive", "send", "tensor", "gradients"},
                                           rows)));
   if (!result.checkpoint.empty()) print(fmt::format("checkpoint: {}\n", result.checkpoint));
   const std::string& directory = plan.config.checkpoint.directory;

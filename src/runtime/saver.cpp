@@ -1,6 +1,7 @@
 #include "saver.hpp"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <chrono>
 #include <limits>
@@ -46,6 +47,7 @@ std::int64_t Saver::open(Worker& worker, bool resume, Observer& observer) {
   agree(world_, [&] {
     const auto checkpoint = storage::open_checkpoint(files_, path);
     require_same_model(*checkpoint);
+    warn_of_changes(*checkpoint, observer);
     if (!worker.load(*checkpoint)) {
       observer.warning(fmt::format("{} was saved by another optimizer: this one's state begins with zeros", path));
     }
@@ -108,6 +110,24 @@ void Saver::require_same_model(const storage::CheckpointReader& checkpoint) cons
       fmt::format("--resume: the model of {} is not the configuration's: it has {}, the configuration {}; give the "
                   "same \"model\", or another checkpoint.directory",
                   checkpoint.path(), theirs, ours));
+}
+
+// What may change between parts of a run, but changes what it learns from. The data position is step · batch_size.
+void Saver::warn_of_changes(const storage::CheckpointReader& checkpoint, Observer& observer) const {
+  const config::Config before = config::parse(checkpoint.record().config, checkpoint.path());
+  const config::Config& now = plan_.config;
+  std::vector<std::string> changes;
+  const auto compare = [&](const char* key, const auto& a, const auto& b) {
+    if (a != b) changes.push_back(fmt::format("{} ({} → {})", key, a, b));
+  };
+  if (!(before.data.source == now.data.source)) changes.emplace_back("data");
+  compare("data.validation_fraction", before.data.validation_fraction, now.data.validation_fraction);
+  compare("training.seed", before.training.seed, now.training.seed);
+  compare("training.batch_size", before.training.batch_size, now.training.batch_size);
+  compare("training.sequence_length", before.training.sequence_length, now.training.sequence_length);
+  if (changes.empty()) return;
+  observer.warning(fmt::format("the run goes on with other samples than {} was trained with: {} changed",
+                               checkpoint.path(), fmt::join(changes, ", ")));
 }
 
 bool Saver::save(const Worker& worker, std::int64_t step, Observer& observer) {

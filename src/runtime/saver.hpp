@@ -40,6 +40,7 @@ class Saver {
   void take_directory(bool resume, bool overwrite);
   std::unique_ptr<storage::CheckpointReader> find(Observer& observer);
   void require_same_model(const storage::CheckpointReader& checkpoint) const;
+  void warn_of_changes(const storage::CheckpointReader& checkpoint, Observer& observer) const;
   bool lead() const { return world_.rank() == 0; }
 
   comm::Communicator& world_;

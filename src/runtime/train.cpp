@@ -42,6 +42,7 @@ class Run {
     });
     for (const std::string& text : pending.notes) observer_->note(text);
     for (const std::string& text : pending.warnings) observer_->warning(text);
+    if (!saver_.enabled()) observer_->note("checkpoint.directory is not set: nothing will be saved");
     if (done > 0) observer_->note(fmt::format("resuming after step {} from {}", done, saver_.last_path()));
 
     result_.first_step = done + 1;
@@ -70,16 +71,27 @@ class Run {
     void warning(std::string_view text) override { warnings.emplace_back(text); }
   };
 
-  bool wants_stop(Clock::time_point started) const {
+  // Waits of steps alone: evaluations wait too.
+  void add_waits(const Worker::Waits& before, const Worker::Waits& after) {
+    waits_.receive += after.receive - before.receive;
+    waits_.send += after.send - before.send;
+    waits_.tensor += after.tensor - before.tensor;
+    waits_.gradients += after.gradients - before.gradients;
+  }
+
+  bool wants_stop(Clock::time_point started) {
     if (options_.stop != nullptr && options_.stop->load(std::memory_order_relaxed)) return true;
     const double limit = plan_.config.training.time_limit;
-    return limit > 0 && world_.rank() == 0 && seconds_since(started) >= limit;
+    limit_reached_ = limit > 0 && world_.rank() == 0 && seconds_since(started) >= limit;
+    return limit_reached_;
   }
 
   bool one_step(std::int64_t step, Clock::time_point started) {
     const auto begin = Clock::now();
     const std::int64_t before = options_.allocations ? options_.allocations() : 0;
+    const Worker::Waits waited = worker_.waits();
     const StepOutcome outcome = worker_.step(step, wants_stop(started));
+    add_waits(waited, worker_.waits());
     const std::int64_t after = options_.allocations ? options_.allocations() : 0;
     const double seconds = seconds_since(begin);
     result_.loss = outcome.loss;
@@ -131,14 +143,13 @@ class Run {
     const auto ranks = static_cast<std::size_t>(world_.size());
     const auto mine = static_cast<std::size_t>(world_.rank());
     const auto predicted = predict_memory(plan_, world_.rank(), pool_.threads(), data_.bytes());
-    const Worker::Waits waits = worker_.waits();
     std::vector<double> facts(6 * ranks, 0.0);
     facts[6 * mine + 0] = static_cast<double>(predicted.total());
     facts[6 * mine + 1] = static_cast<double>(comm::peak_resident_bytes() - options_.base_memory);
-    facts[6 * mine + 2] = waits.receive;
-    facts[6 * mine + 3] = waits.send;
-    facts[6 * mine + 4] = waits.tensor;
-    facts[6 * mine + 5] = waits.gradients;
+    facts[6 * mine + 2] = waits_.receive;
+    facts[6 * mine + 3] = waits_.send;
+    facts[6 * mine + 4] = waits_.tensor;
+    facts[6 * mine + 5] = waits_.gradients;
     world_.sum(facts);
     for (std::size_t r = 0; r < ranks; ++r) {
       result_.memory.push_back({facts[6 * r], facts[6 * r + 1]});
@@ -150,8 +161,11 @@ class Run {
       result_.message = "a checkpoint could not be saved: " + saver_.last_failure();
     } else if (interrupted) {
       result_.code = ExitCode::Interrupted;
+      const std::string reason =
+          limit_reached_ ? fmt::format("training.time_limit of {} s reached: stopped", plan_.config.training.time_limit)
+                         : "stopped on request";
       result_.message = fmt::format(
-          "stopped on request after step {} of {}; {}", result_.last_step, total_,
+          "{} after step {} of {}; {}", reason, result_.last_step, total_,
           saver_.enabled() ? "continue with --resume" : "nothing was saved, as checkpoint.directory is not set");
     }
   }
@@ -166,6 +180,8 @@ class Run {
   const std::int64_t total_;
   const double step_flops_ = step_flops(plan_);
   std::unique_ptr<Observer> observer_;
+  Worker::Waits waits_;
+  bool limit_reached_ = false;
   TrainResult result_;
 };
 

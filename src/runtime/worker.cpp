@@ -219,6 +219,13 @@ StepOutcome Worker::step(std::int64_t step, bool stop) {
   return outcome;
 }
 
+namespace {
+
+// A NaN's sign says nothing.
+double readable(double value) { return std::isnan(value) ? std::numeric_limits<double>::quiet_NaN() : value; }
+
+}  // namespace
+
 // Runs the step's samples forward again, slowly, and finds the first node that gives a value that is not finite.
 void Worker::diverge(std::int64_t step, double loss, double grad_norm) {
   const auto nodes = static_cast<double>(plan_.graph.nodes.size());
@@ -249,7 +256,7 @@ void Worker::diverge(std::int64_t step, double loss, double grad_norm) {
       ExitCode::Diverged,
       fmt::format("step {}: diverged: the loss is {} and the gradient norm {}; {}. No weight was changed in this step. "
                   "A lower optimizer.learning_rate, more warm-up or training.gradient_clip usually helps",
-                  step, loss, grad_norm, where));
+                  step, readable(loss), readable(grad_norm), where));
 }
 
 std::optional<EvaluationReport> Worker::evaluate(std::int64_t step, const std::function<bool()>& stop) {
