@@ -67,7 +67,7 @@ def stop_in_evaluation(place):
 def time_limit(place):
     config = endless(place, time_limit=0.5)
     with place.start(config) as run:
-        run.expect(INTERRUPTED, ("stopped on request after step", "--resume"))
+        run.expect(INTERRUPTED, ("training.time_limit of 0.5 s reached: stopped after step", "--resume"))
     resumes(place, config)
 
 
