@@ -21,11 +21,7 @@ using namespace trainer;
 
 namespace {
 
-struct Bound {
-  double allowed = 0;
-};
-
-Bound bound_of(const test::Fixture& fixture, const std::string& name) {
+double bound_of(const test::Fixture& fixture, const std::string& name) {
   double largest = 0;
   for (std::int64_t i = 0; i < fixture.shape(name).elements(); ++i)
     largest = std::max(largest, std::abs(fixture.data<double>(name)[i]));
@@ -34,7 +30,7 @@ Bound bound_of(const test::Fixture& fixture, const std::string& name) {
     for (const std::string& other : fixture.names("error/final/"))
       error = std::max(error, fixture.error("final/" + other));
   }
-  return {4.0 * (error + std::ldexp(largest, -23))};
+  return 4.0 * (error + std::ldexp(largest, -23));
 }
 
 // Compares a box of a tensor with the fixture's; returns the largest difference.
@@ -44,7 +40,7 @@ void check_box(const test::Fixture& fixture, const std::string& name, const Box&
   double worst = 0;
   for (std::size_t i = 0; i < theirs.size(); ++i)
     worst = std::max(worst, std::abs(static_cast<double>(mine[i]) - theirs[i]));
-  const double allowed = bound_of(fixture, name).allowed;
+  const double allowed = bound_of(fixture, name);
   CAPTURE(name);
   CHECK(worst <= allowed);
 }
@@ -76,9 +72,9 @@ void compare(const std::string& name, Mesh mesh) {
       const runtime::StepOutcome outcome = worker.step(step, false);
       const std::lock_guard lock(one_at_a_time);
       const auto i = static_cast<std::size_t>(step - 1);
-      CHECK(std::abs(outcome.loss - fixture.data<double>("losses")[i]) <= bound_of(fixture, "losses").allowed);
+      CHECK(std::abs(outcome.loss - fixture.data<double>("losses")[i]) <= bound_of(fixture, "losses"));
       CHECK(std::abs(outcome.grad_norm - fixture.data<double>("gradient_norms")[i]) <=
-            bound_of(fixture, "gradient_norms").allowed);
+            bound_of(fixture, "gradient_norms"));
       const runtime::ParameterLayout& layout = worker.parameters().layout();
       for (const runtime::HeldParameter& held : layout.held) {
         const std::string& parameter = plan.graph.parameters[held.id.index()].name;

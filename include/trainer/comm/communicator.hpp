@@ -20,29 +20,6 @@ struct WaitTag {
   std::int64_t detail = -1;  // micro-batch, bucket, ...
 };
 
-/// An operation in flight. test() makes progress and never blocks. Destroying an unfinished one is an error of the
-/// caller except while an exception unwinds.
-class Operation {
- public:
-  virtual ~Operation() = default;
-  virtual bool test() = 0;
-};
-
-/// Move-only handle; empty is complete.
-class Request {
- public:
-  Request() = default;
-  explicit Request(std::unique_ptr<Operation> op) : op_(std::move(op)) {}
-  bool test() {
-    if (op_ && op_->test()) op_.reset();
-    return !op_;
-  }
-  bool done() const { return !op_; }
-
- private:
-  std::unique_ptr<Operation> op_;
-};
-
 /// A prepared all-reduce over a fixed buffer: set up once (all memory then), started every step. Several may be in
 /// flight; the buffer is not to be touched between start() and the test() that returns true.
 class AllReduce {
