@@ -16,7 +16,6 @@ using kernel::Kernel;
 using kernel::Operand;
 using kernel::TileRow;
 
-constexpr std::int64_t kMaxPanel = 32;           // ≥ Kernel::panel of every instruction set
 constexpr std::int64_t kMaxStepA = 16;           // ≥ Kernel::a_step
 constexpr std::int64_t kColumnsAtOnce = 2048;    // of B packed at a time, shared by all threads: 3 MB, level-3 cache
 constexpr std::int64_t kColumnsInLevel2 = 384;   // of them swept by one task: 0.6 MB
@@ -67,8 +66,16 @@ struct Problem {
   TileRow tiles(std::int64_t i, std::int64_t rows, std::int64_t j, std::int64_t columns, std::int64_t p) const {
     const std::int64_t depth = std::min(kBlockK, k - p);
     const bool last = p + depth == k;
-    return {a_at(i, p), nullptr, c + i * ldc + j,    ldc, last && bias != nullptr ? bias + j : nullptr, rows,
-            columns,    depth,   accumulate || p > 0};
+    return {.a = a_at(i, p),
+            .b = nullptr,
+            .b_step = depth * kernel.panel,
+            .c = c + i * ldc + j,
+            .ldc = ldc,
+            .bias = last && bias != nullptr ? bias + j : nullptr,
+            .rows = rows,
+            .columns = columns,
+            .k = depth,
+            .add = accumulate || p > 0};
   }
 };
 

@@ -109,7 +109,7 @@ struct Tiles {
     const float* b = work.b;
     std::int64_t at = 0;
     const auto bias_at = [&] { return work.bias == nullptr ? nullptr : work.bias + at; };
-    for (; work.columns - at > kPanel - V::kLanes; at += kPanel, b += work.k * kPanel) {
+    for (; work.columns - at > kPanel - V::kLanes; at += kPanel, b += work.b_step) {
       const std::int64_t left = work.columns - at;
       full(work, b, work.c + at, left < kPanel ? left : kPanel, bias_at());
     }
