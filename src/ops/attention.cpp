@@ -93,8 +93,7 @@ class AttentionOperator final : public Operator {
     call.pool.for_each(call.batch.samples * layer_.heads, [&](std::int64_t index, int thread) {
       // The backward reads the statistics only.
       auto* saved = reinterpret_cast<SoftmaxStatistics*>(const_cast<std::byte*>(call.saved));
-      const Item item =
-          item_of(index, positions, call.batch, call.x[0], saved, scratch_of(call.workspace, thread));
+      const Item item = item_of(index, positions, call.batch, call.x[0], saved, scratch_of(call.workspace, thread));
       const std::int64_t row = index / layer_.heads * positions;
       const std::int64_t column = index % layer_.heads * layer_.head_size;
       backward_item(item, {call.y.row(row) + column, call.dy.row(row) + column, call.dx[0].row(row) + column,
@@ -114,8 +113,8 @@ class AttentionOperator final : public Operator {
 
   std::size_t thread_bytes() const {
     const std::int64_t d = layer_.head_size;
-    const std::size_t forward = PackedOperand::bytes(positions_, d) + PackedOperand::bytes(d, positions_) +
-                                score_bytes(kMaxRows, positions_);
+    const std::size_t forward =
+        PackedOperand::bytes(positions_, d) + PackedOperand::bytes(d, positions_) + score_bytes(kMaxRows, positions_);
     const std::size_t backward = 2 * PackedOperand::bytes(positions_, d) + PackedOperand::bytes(d, positions_) +
                                  2 * PackedOperand::bytes(d, kTileRows) + 2 * score_bytes(kTileRows, block_keys());
     return std::max(forward, backward);
@@ -243,16 +242,15 @@ class AttentionOperator final : public Operator {
   }
 
   /// Rows [r, r + height) of a tile: P and dS.
-  void probabilities(const Item& item, const Gradients& to, const Tile& tile, std::int64_t r,
-                     const PackedOperand& keys, const PackedOperand& values, const float* means) const {
+  void probabilities(const Item& item, const Gradients& to, const Tile& tile, std::int64_t r, const PackedOperand& keys,
+                     const PackedOperand& values, const float* means) const {
     const std::int64_t rows = std::min(tile.height, tile.rows - r);
     const std::int64_t columns = tile.columns_of(r + rows);
     const std::int64_t ld = pitch(block_keys());
     const std::int64_t d = layer_.head_size;
     float* scores = tile.scores + r * ld;
     float* gradients = tile.gradients + r * ld;
-    const PackedOperand::Part part{
-        .rows = rows, .columns = columns, .first_column = tile.first, .k_end = d};
+    const PackedOperand::Part part{.rows = rows, .columns = columns, .first_column = tile.first, .k_end = d};
     keys.multiply(part, {item.q + (tile.begin + r) * stride(), stride(), 1}, scores, ld);
     values.multiply(part, {to.dout + (tile.begin + r) * width_, width_, 1}, gradients, ld);
     for (std::int64_t i = 0; i < rows; ++i, scores += ld, gradients += ld) {
