@@ -18,7 +18,7 @@ using kernel::TileRow;
 
 constexpr std::int64_t kMaxStepA = 16;           // ≥ Kernel::a_step
 constexpr std::int64_t kColumnsAtOnce = 2048;    // of B packed at a time, shared by all threads: 3 MB, level-3 cache
-constexpr std::int64_t kColumnsInLevel2 = 384;   // of them swept by one task: 0.6 MB
+constexpr std::int64_t kColumnsInLevel2 = 256;   // of them swept by one task: 0.5 MB
 constexpr std::int64_t kFewRows = 96;            // up to here a thread packs one panel of B and sweeps all rows
 constexpr std::int64_t kLevel1WayFloats = 1024;  // rows this far apart fall into one set of a level-1 cache
 constexpr std::int64_t kConflictFreeRows = 8;

@@ -19,7 +19,7 @@ enum class Layout : std::uint8_t {
   TN   // C[m,n] = A[k,m]ᵀ · B[k,n]
 };
 
-inline constexpr std::int64_t kBlockK = 384;
+inline constexpr std::int64_t kBlockK = 512;
 
 struct MatmulShape {
   Layout layout = Layout::NN;
