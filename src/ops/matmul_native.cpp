@@ -20,7 +20,7 @@ constexpr std::int64_t kMaxStepA = 16;  // ≥ Kernel::a_step
 // Of B packed at a time by a thread: little enough that A and it share a level-2 cache (128 KB), more where tiles of A
 // are packed for it first.
 constexpr std::int64_t kGroupFloats = 32 << 10;
-constexpr std::int64_t kLargeGroupFloats = 80 << 10;
+constexpr std::int64_t kLargeGroupFloats = kBlockK * 384;
 constexpr std::int64_t kFewRows = 96;            // up to here one panel at a time stays in a level-1 cache
 constexpr std::int64_t kLevel1WayFloats = 1024;  // rows this far apart fall into one set of a level-1 cache
 constexpr std::int64_t kConflictFreeRows = 8;
@@ -107,9 +107,10 @@ struct Serial {
 /// than packing it, by measurement.
 bool conflicts(const Operand& operand) { return (operand.step * operand.k_step) % kLevel1WayFloats == 0; }
 
-/// How C is cut into tasks: groups of panels, and parts of the rows where there are fewer panels than threads. A task
-/// packs its own part of B, so that it lies in the cache of the thread that needs it and nobody waits for others.
+/// How C is cut into tasks: groups of panels times parts of the rows. A task packs its own part of B, so that it lies
+/// in the cache of the thread that needs it and nobody waits for others.
 struct Cut {
+  bool pack_a;
   std::int64_t panels;  // of a group
   std::int64_t groups;
   std::int64_t height;     // rows of a register tile
@@ -120,22 +121,23 @@ struct Cut {
 Cut cut_of(const Problem& problem, int threads) {
   const Kernel& kernel = problem.kernel;
   const std::int64_t panels = divide_up(problem.n, kernel.panel);
-  const std::int64_t depth = std::min(kBlockK, problem.k);
+  const std::int64_t panel_floats = std::min(kBlockK, problem.k) * kernel.panel;
   const bool few_rows = problem.m <= kFewRows;
+  const bool fight = conflicts(problem.a);
   Cut cut{};
-  const bool pack_a = !few_rows && conflicts(problem.a);
-  const std::int64_t floats = pack_a ? kLargeGroupFloats : kGroupFloats;
-  cut.panels = few_rows ? 1 : std::max<std::int64_t>(1, floats / (depth * kernel.panel));
+  cut.pack_a = fight && !few_rows && panels > 2;
+  const std::int64_t floats = few_rows ? 1 : cut.pack_a ? kLargeGroupFloats : kGroupFloats;
+  cut.panels = std::max<std::int64_t>(1, floats / panel_floats);
   cut.groups = divide_up(panels, cut.panels);
-  if (threads > 1) {  // whole rounds of all threads
+  if (threads > 1 && !cut.pack_a) {  // whole rounds of all threads
     cut.panels = divide_up(panels, std::min(panels, divide_up(cut.groups, threads) * threads));
     cut.groups = divide_up(panels, cut.panels);
   }
-  const bool in_place = cut.panels <= 2 && conflicts(problem.a);
-  const std::int64_t most = in_place ? std::min<std::int64_t>(kernel.rows, kConflictFreeRows) : kernel.rows;
+  const bool short_tiles = fight && !cut.pack_a;
+  const std::int64_t most = short_tiles ? std::min<std::int64_t>(kernel.rows, kConflictFreeRows) : kernel.rows;
   cut.height = divide_up(problem.m, divide_up(problem.m, most));
   const std::int64_t tiles = divide_up(problem.m, cut.height);
-  const std::int64_t parts = std::min(tiles, std::max<std::int64_t>(1, threads / cut.groups));
+  const std::int64_t parts = std::min(tiles, divide_up(threads, cut.groups));
   cut.part_rows = divide_up(tiles, parts) * cut.height;
   cut.row_parts = divide_up(problem.m, cut.part_rows);
   return cut;
@@ -147,7 +149,6 @@ void multiply_task(const Problem& problem, const Cut& cut, std::int64_t task, co
   const std::int64_t columns = std::min(cut.panels * kernel.panel, problem.n - j);
   const std::int64_t first = task % cut.row_parts * cut.part_rows;
   const std::int64_t end = std::min(first + cut.part_rows, problem.m);
-  const bool pack_a = cut.panels > 2 && conflicts(problem.a);
   for (std::int64_t p = 0; p < problem.k; p += kBlockK) {
     const std::int64_t depth = std::min(kBlockK, problem.k - p);
     for (std::int64_t at = 0; at < columns; at += kernel.panel) {
@@ -158,7 +159,7 @@ void multiply_task(const Problem& problem, const Cut& cut, std::int64_t task, co
       const std::int64_t rows = std::min(cut.height, end - i);
       TileRow work = problem.tiles(i, rows, j, columns, p);
       work.b = scratch.b_group;
-      if (pack_a) {
+      if (cut.pack_a) {
         kernel.pack(work.a, rows, depth, kernel.a_step, scratch.a_tile);
         work.a = {scratch.a_tile, 1, kernel.a_step};
       }
