@@ -49,7 +49,8 @@ void PackedOperand::multiply(const Part& part, const kernel::Operand& a, float* 
                       .rows = part.rows,
                       .columns = part.columns,
                       .k = end - k,
-                      .add = part.add || k > part.k_begin});
+                      .add = part.add || k > part.k_begin,
+                      .next_a = nullptr});
     k = end;
   }
 }
