@@ -195,12 +195,12 @@ class Torch(Job):
 class Startup(Job):
     """Seconds from starting `command` to the first line of its output that holds `text`."""
 
-    def __init__(self, bench, name, command, text=""):
+    def __init__(self, bench, name, command, text="", times=1):
         super().__init__(bench, name)
-        self.command, self.text = [str(part) for part in command], text.encode()
+        self.command, self.text, self.times = [str(part) for part in command], text.encode(), times
 
     def measure(self):
-        return [self.once() for _ in range(self.bench.startups)]
+        return [self.once() for _ in range(self.times)]
 
     def once(self):
         begin = time.perf_counter()
