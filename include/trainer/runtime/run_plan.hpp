@@ -51,6 +51,8 @@ struct MemoryPrediction {
   std::size_t communication = 0;  // staging of reductions, remote tied gradients
   std::size_t data = 0;
   std::size_t fixed = 0;  // the process itself after MPI has started
+  /// What the run computes with; the rest of total() is what running it costs.
+  std::size_t live_set() const { return weights + gradients + optimizer + activations; }
   std::size_t total() const { return weights + gradients + optimizer + activations + communication + data + fixed; }
 };
 MemoryPrediction predict_memory(const RunPlan& plan, std::int64_t rank, int threads, std::size_t data_bytes);
