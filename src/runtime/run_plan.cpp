@@ -131,10 +131,8 @@ double step_flops(const RunPlan& plan) {
   return sample * static_cast<double>(plan.config.training.batch_size);
 }
 
-namespace {
-
-// Staging of the reductions that a StageRunner of this layout books.
-std::size_t reduction_bytes(const RunPlan& plan, const plan::LocalGraph& local, Range nodes) {
+std::vector<std::int64_t> reduction_sizes(const RunPlan& plan, const plan::LocalGraph& local, StageId stage) {
+  const Range nodes = plan.nodes(stage);
   std::set<std::int64_t> sizes;
   const auto add = [&](ValueId v) {
     sizes.insert(plan.micro_batch_samples * plan.graph.values[v.index()].positions * local.values[v.index()].features);
@@ -144,12 +142,24 @@ std::size_t reduction_bytes(const RunPlan& plan, const plan::LocalGraph& local, 
     if (local.nodes[static_cast<std::size_t>(i)].reduce_output) add(node.output);
     if (local.nodes[static_cast<std::size_t>(i)].reduce_input_gradient) add(node.inputs[0]);
   }
-  std::size_t bytes = 0;
-  for (const std::int64_t size : sizes) bytes += TensorGroup::booked_bytes(size, static_cast<int>(plan.mesh.tensor));
-  return bytes;
+  return {sizes.begin(), sizes.end()};
 }
 
-}  // namespace
+SharedGroups on_one_node(const RunPlan& plan, const plan::Coordinates& at) {
+  const auto along = [&](std::int64_t plan::Coordinates::*axis, std::int64_t size) {
+    plan::Coordinates other = at;
+    for (other.*axis = 0; other.*axis < size; ++(other.*axis)) {
+      const auto node = [&](const plan::Coordinates& place) {
+        return plan.node_of_rank.empty() ? 0 : plan.node_of_rank[static_cast<std::size_t>(plan.mesh.rank(place))];
+      };
+      if (node(other) != node(at)) return false;
+    }
+    return true;
+  };
+  return {.data = along(&plan::Coordinates::data, plan.mesh.data),
+          .pipeline = along(&plan::Coordinates::pipeline, plan.mesh.pipeline),
+          .tensor = along(&plan::Coordinates::tensor, plan.mesh.tensor)};
+}
 
 MemoryPrediction predict_memory(const RunPlan& plan, std::int64_t rank, int threads, std::size_t data_bytes) {
   const plan::Coordinates at = plan.mesh.coordinates(rank);
@@ -165,8 +175,10 @@ MemoryPrediction predict_memory(const RunPlan& plan, std::int64_t rank, int thre
   const auto forward =
       lay_out_arena(forward_only_layout(plan, local, stage, threads), plan.forward_only_slots[stage.index()]);
   memory.activations = std::max(training.bytes, forward.bytes);
-  memory.communication =
-      reduction_bytes(plan, local, plan.nodes(stage)) + GradientSync::extra_bytes(plan, parameters, at);
+  const ReductionMemory sums = reduction_memory(reduction_sizes(plan, local, stage), static_cast<int>(plan.mesh.tensor),
+                                               on_one_node(plan, at).tensor);
+  memory.communication = sums.own + GradientSync::extra_bytes(plan, parameters, at);
+  memory.neighbours = sums.neighbours;
   memory.data = data_bytes;
   memory.fixed = std::size_t{6} << 20;
   return memory;

@@ -255,10 +255,6 @@ class LayoutBuilder {
         continue;
       }
       layout.accumulate[k] = gradient_written_[v.index()];
-      const bool reduced = r_.local.nodes[static_cast<std::size_t>(i)].reduce_input_gradient;
-      if (layout.accumulate[k] && reduced) {
-        book_into(layout.reduce_temporary, value_bytes(v), backward_time(i), backward_time(i), true);
-      }
       if (!gradient_written_[v.index()] && place.region == Region::None) allocate_gradient(v, i);
       gradient_written_[v.index()] = true;
     }

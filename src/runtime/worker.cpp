@@ -74,7 +74,9 @@ Worker::Worker(comm::Communicator& world, const RunPlan& plan, const storage::Da
   tensor_ranks_ = world.split(group_color(at_.pipeline, at_.data, plan.mesh.data), static_cast<int>(at_.tensor));
   data_ranks_ = world.split(group_color(at_.pipeline, at_.tensor, plan.mesh.tensor), static_cast<int>(at_.data));
   pipeline_ranks_ = world.split(group_color(at_.data, at_.tensor, plan.mesh.tensor), static_cast<int>(at_.pipeline));
-  tensor_ = std::make_unique<TensorGroup>(*tensor_ranks_);
+  std::int64_t most = 0;
+  for (const std::int64_t size : reduction_sizes(plan, local_, stage_)) most = std::max(most, size);
+  tensor_ = std::make_unique<TensorGroup>(*tensor_ranks_, most);
 
   optimizer_ = optim::make_optimizer(config.optimizer);
   parameters_ =

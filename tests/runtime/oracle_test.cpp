@@ -119,7 +119,7 @@ void compare_logits(const std::string& name) {
     frame[region] = arena.data() + arena_layout.begin[region];
   comm::run_in_process(1, [&](comm::Communicator& alone) {
     ThreadPool pool(1, false);
-    runtime::TensorGroup tensor(alone);
+    runtime::TensorGroup tensor(alone, 0);
     runtime::StageRunner runner(plan.graph, local, layout, parameters, pool, tensor);
     const Shape inputs = fixture.shape("inputs");
     std::memcpy(runtime::at(frame, layout.data_input), fixture.data<float>("inputs"),

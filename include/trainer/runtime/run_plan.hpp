@@ -34,6 +34,9 @@ struct RunPlan {
   /// [parameter] all uses over all stages in the order of nodes; more than one: tied.
   std::vector<std::vector<ParameterUse>> parameter_uses;
 
+  /// [rank] which node it is on; empty: all are on one.
+  std::vector<int> node_of_rank;
+
   std::int64_t stages() const { return static_cast<std::int64_t>(stage_units.size()); }
   Range nodes(StageId stage) const { return stage_nodes[stage.index()]; }
   const std::vector<ParameterUse>& uses(ParameterId p) const { return parameter_uses[p.index()]; }
@@ -41,6 +44,15 @@ struct RunPlan {
 
 /// Resolves, builds, cuts and schedules for `ranks`; verifies the schedules. Throws Error(Usage).
 RunPlan make_plan(config::Config config, std::int64_t ranks);
+
+/// Which of a rank's groups lie on one node, so that they share memory.
+struct SharedGroups {
+  bool data = true, pipeline = true, tensor = true;
+};
+SharedGroups on_one_node(const RunPlan& plan, const plan::Coordinates& at);
+
+/// Element counts of the sums over tensor ranks that a stage asks for.
+std::vector<std::int64_t> reduction_sizes(const RunPlan& plan, const plan::LocalGraph& local, StageId stage);
 
 /// Bytes that one rank will hold, by purpose.
 struct MemoryPrediction {
@@ -52,6 +64,7 @@ struct MemoryPrediction {
   std::size_t data = 0;
   std::size_t fixed = 0;  // the process itself after MPI has started
   std::size_t total() const { return weights + gradients + optimizer + activations + communication + data + fixed; }
+  std::size_t neighbours = 0;  // of other ranks' totals what this process maps too: it counts as resident in both
 };
 MemoryPrediction predict_memory(const RunPlan& plan, std::int64_t rank, int threads, std::size_t data_bytes);
 

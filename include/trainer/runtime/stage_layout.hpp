@@ -58,7 +58,6 @@ struct NodeLayout {
   Place output_gradient;
   Place saved;
   Place forward_workspace, backward_workspace;
-  Place reduce_temporary;  // where a partial input gradient is summed before it is accumulated
 };
 
 struct LossLayout {
