@@ -152,7 +152,7 @@ std::int64_t ranks_to_plan(const config::TrainCommand& command, const config::Co
 // set is in memory already.
 void require_memory(comm::Communicator& world, const runtime::RunPlan& plan, const comm::NodePlan& node) {
   const auto of = [&](std::int64_t rank) {
-    return static_cast<double>(runtime::predict_memory(plan, rank, node.threads, 0).total());
+    return static_cast<double>(runtime::predict_memory(plan, rank, node.threads, 0).own());
   };
   double facts[1] = {of(world.rank())};
   const auto neighbours = world.split_node();

@@ -29,7 +29,8 @@ void sum_terms(ThreadPool& pool, std::span<const float* const> terms, float* to,
   const Kernels& kernels = best_kernels();
   if (terms.size() == 1) return copy_or_add(pool, kernels, terms[0], to, n, accumulate);
   for_chunks(pool, n, kChunkElements, [&](std::int64_t begin, std::int64_t end) {
-    if (terms.size() == 2 && !accumulate) return kernels.add(terms[0] + begin, terms[1] + begin, to + begin, end - begin);
+    if (terms.size() == 2 && !accumulate)
+      return kernels.add(terms[0] + begin, terms[1] + begin, to + begin, end - begin);
     for (std::int64_t at = begin; at < end; at += kBlock) {
       sum_block(kernels, terms, at, to, std::min(kBlock, end - at), accumulate);
     }

@@ -169,16 +169,19 @@ MemoryPrediction predict_memory(const RunPlan& plan, std::int64_t rank, int thre
   MemoryPrediction memory;
   memory.weights = parameters.weight_elements * sizeof(float);
   memory.gradients = parameters.gradient_elements * sizeof(float);
-  memory.optimizer =
-      memory.weights * static_cast<std::size_t>(optim::make_optimizer(plan.config.optimizer)->state_count());
+  const std::size_t state =
+      (parameters.shared ? parameters.state_elements : parameters.weight_elements) * sizeof(float);
+  memory.optimizer = state * static_cast<std::size_t>(optim::make_optimizer(plan.config.optimizer)->state_count());
   const auto training = lay_out_arena(training_layout(plan, local, stage, threads), plan.training_slots[stage.index()]);
   const auto forward =
       lay_out_arena(forward_only_layout(plan, local, stage, threads), plan.forward_only_slots[stage.index()]);
   memory.activations = std::max(training.bytes, forward.bytes);
   const ReductionMemory sums = reduction_memory(reduction_sizes(plan, local, stage), static_cast<int>(plan.mesh.tensor),
-                                               on_one_node(plan, at).tensor);
-  memory.communication = sums.own + GradientSync::extra_bytes(plan, parameters, at);
-  memory.neighbours = sums.neighbours;
+                                                on_one_node(plan, at).tensor);
+  const GradientMemory exchange = gradient_memory(plan, parameters, at);
+  memory.communication = sums.own + sums.neighbours + exchange.own + exchange.neighbours;
+  memory.elsewhere = sums.neighbours + exchange.neighbours;
+  if (parameters.shared && at.data > 0) memory.elsewhere += memory.weights;
   memory.data = data_bytes;
   memory.fixed = std::size_t{6} << 20;
   return memory;

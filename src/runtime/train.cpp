@@ -144,7 +144,7 @@ class Run {
     const auto mine = static_cast<std::size_t>(world_.rank());
     const auto predicted = predict_memory(plan_, world_.rank(), pool_.threads(), data_.bytes());
     std::vector<double> facts(6 * ranks, 0.0);
-    facts[6 * mine + 0] = static_cast<double>(predicted.total() + predicted.neighbours);
+    facts[6 * mine + 0] = static_cast<double>(predicted.total());
     facts[6 * mine + 1] = static_cast<double>(comm::peak_resident_bytes() - options_.base_memory);
     facts[6 * mine + 2] = waits_.receive;
     facts[6 * mine + 3] = waits_.send;

@@ -60,11 +60,14 @@ struct MemoryPrediction {
   std::size_t gradients = 0;
   std::size_t optimizer = 0;
   std::size_t activations = 0;    // slots, rings and scratch of the stage
-  std::size_t communication = 0;  // staging of reductions, remote tied gradients
+  std::size_t communication = 0;  // staging of reductions, what is read of neighbours' gradients, remote tied gradients
   std::size_t data = 0;
   std::size_t fixed = 0;  // the process itself after MPI has started
+  /// What is resident in this process. `elsewhere` of it is memory that another rank of the node has taken and counts
+  /// too: of a node's ranks the sum of own() is what they take together.
   std::size_t total() const { return weights + gradients + optimizer + activations + communication + data + fixed; }
-  std::size_t neighbours = 0;  // of other ranks' totals what this process maps too: it counts as resident in both
+  std::size_t elsewhere = 0;
+  std::size_t own() const { return total() - elsewhere; }
 };
 MemoryPrediction predict_memory(const RunPlan& plan, std::int64_t rank, int threads, std::size_t data_bytes);
 

@@ -15,9 +15,9 @@
 namespace trainer::runtime {
 
 /// Operators write their part of a sum to partial(). On one node that is memory of all ranks: a rank that has finished
-/// its part raises a counter, and each rank adds the parts where they lie, in rank order. (More than two ranks share the
-/// adding: each sums a stretch and reads the others'.) Two buffers in turn, so that nobody waits for readers: who has
-/// finished part k+1 has read all parts k. Over several nodes the parts go through all-reduces, with the same bits.
+/// its part raises a counter, and each rank adds the parts where they lie, in rank order. (More than two ranks share
+/// the adding: each sums a stretch and reads the others'.) Two buffers in turn, so that nobody waits for readers: who
+/// has finished part k+1 has read all parts k. Over several nodes the parts go through all-reduces, with the same bits.
 class TensorGroup {
  public:
   /// Collective over `ranks`. No sum has more than `most_elements`.
