@@ -22,8 +22,18 @@ schedule::Schedule compute_schedule(const config::Parallel& parallel, const sche
       return schedule::gpipe(shape);
     case config::ScheduleName::OneFOneB:
       return schedule::one_f_one_b(shape);
+    case config::ScheduleName::ZeroBubbleH1:
+      return schedule::zero_bubble_h1(shape);
   }
   internal_error("an unknown schedule");
+}
+
+// A long steady state says nothing about where to cut that a shorter one does not.
+schedule::Schedule table_to_cut_for(const config::Parallel& parallel, std::int64_t micro_batches) {
+  constexpr std::int64_t kMostForwards = 4096;  // of all stages
+  const std::int64_t enough = std::max(4 * parallel.pipeline, kMostForwards / parallel.pipeline);
+  const schedule::PipelineShape shape{parallel.pipeline, std::min(micro_batches, enough), parallel.split_backward};
+  return schedule::add_communication(compute_schedule(parallel, shape));
 }
 
 void require_valid(const schedule::Schedule& schedule) {
@@ -94,8 +104,7 @@ RunPlan make_plan(config::Config config, std::int64_t ranks) {
   require_countable(plan.graph, config);
   const config::Parallel& parallel = config.parallel;
   plan.mesh = {parallel.data, parallel.pipeline, parallel.tensor};
-  plan.stage_units = plan::cut_stages(plan.graph, parallel, parallel.pipeline);
-  for (const Range units : plan.stage_units) plan.stage_nodes.push_back(plan::nodes_of(plan.graph, units));
+  plan.stage_nodes = plan::cut_stages(plan.graph, parallel, table_to_cut_for(parallel, config.training.micro_batches));
   plan.parameter_uses = uses_by_parameter(plan);
   const schedule::PipelineShape shape{parallel.pipeline, config.training.micro_batches, parallel.split_backward};
   plan.training = schedule::add_reductions(schedule::add_communication(compute_schedule(parallel, shape)));

@@ -24,7 +24,6 @@ struct RunPlan {
   config::Config config;  // with parallel resolved
   model::Graph graph;
   plan::Mesh mesh;
-  std::vector<Range> stage_units;                        // [stage]
   std::vector<Range> stage_nodes;                        // [stage]
   schedule::Schedule training;                           // with communication and reductions
   schedule::Schedule forward_only;                       // with communication
@@ -37,7 +36,7 @@ struct RunPlan {
   /// [rank] which node it is on; empty: all are on one.
   std::vector<int> node_of_rank;
 
-  std::int64_t stages() const { return static_cast<std::int64_t>(stage_units.size()); }
+  std::int64_t stages() const { return static_cast<std::int64_t>(stage_nodes.size()); }
   Range nodes(StageId stage) const { return stage_nodes[stage.index()]; }
   const std::vector<ParameterUse>& uses(ParameterId p) const { return parameter_uses[p.index()]; }
 };
