@@ -181,16 +181,26 @@ MemoryPrediction predict_memory(const RunPlan& plan, std::int64_t rank, int thre
   const std::size_t state =
       (parameters.shared ? parameters.state_elements : parameters.weight_elements) * sizeof(float);
   memory.optimizer = state * static_cast<std::size_t>(optim::make_optimizer(plan.config.optimizer)->state_count());
-  const auto training = lay_out_arena(training_layout(plan, local, stage, threads), plan.training_slots[stage.index()]);
+  const StageLayout training_stage = training_layout(plan, local, stage, threads);
+  const auto training = lay_out_arena(training_stage, plan.training_slots[stage.index()]);
   const auto forward =
       lay_out_arena(forward_only_layout(plan, local, stage, threads), plan.forward_only_slots[stage.index()]);
-  memory.activations = std::max(training.bytes, forward.bytes);
+  memory.activations =
+      std::max(training.bytes, forward.bytes) + std::max(training.message_bytes, forward.message_bytes);
   const ReductionMemory sums = reduction_memory(reduction_sizes(plan, local, stage), static_cast<int>(plan.mesh.tensor),
                                                 on_one_node(plan, at).tensor);
   const GradientMemory exchange = gradient_memory(plan, parameters, at);
   memory.communication = sums.own + sums.neighbours + exchange.own + exchange.neighbours;
   memory.elsewhere = sums.neighbours + exchange.neighbours;
   if (parameters.shared && at.data > 0) memory.elsewhere += memory.weights;
+  if (on_one_node(plan, at).pipeline) {
+    std::size_t received = 0;  // copied out of neighbours' memory
+    for (const auto* ports : {&training_stage.inputs, &training_stage.outputs}) {
+      for (const Port& port : *ports) received += schedule::kSendSlots * port.bytes;
+    }
+    memory.communication += received;
+    memory.elsewhere += received;
+  }
   memory.data = data_bytes;
   memory.fixed = std::size_t{6} << 20;
   return memory;

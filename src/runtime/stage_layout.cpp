@@ -349,8 +349,9 @@ ArenaLayout lay_out_arena(const StageLayout& stage, const schedule::StageSlots& 
   set(Region::SendForward, schedule::kSendSlots);
   set(Region::SendBackward, schedule::kSendSlots);
   for (std::size_t region = 0; region < kRegions; ++region) {
-    arena.begin[region] = arena.bytes;
-    arena.bytes += stage.bytes[region] * static_cast<std::size_t>(arena.slots[region]);
+    std::size_t& end = is_message(static_cast<Region>(region)) ? arena.message_bytes : arena.bytes;
+    arena.begin[region] = end;
+    end += stage.bytes[region] * static_cast<std::size_t>(arena.slots[region]);
   }
   return arena;
 }

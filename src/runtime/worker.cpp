@@ -93,17 +93,23 @@ Worker::Worker(comm::Communicator& world, const RunPlan& plan, const storage::Da
   forward_only_ = prepare(forward_only_layout(plan, local_, stage_, pool.threads()), plan.forward_only_slots[s]);
   // Evaluation happens between steps: both programs lie over the same memory.
   arena_ = Buffer(std::max(training ? training_->arena.bytes : 0, forward_only_->arena.bytes));
+  messages_ = std::make_unique<StageMessages>(
+      *pipeline_ranks_, std::max(training ? training_->arena.message_bytes : 0, forward_only_->arena.message_bytes));
   const auto wire = [&](Program& program, const schedule::Schedule& schedule, const schedule::StageSlots& slots,
                         int channel) {
     program.runner = std::make_unique<StageRunner>(plan.graph, local_, program.layout, *parameters_, pool, *tensor_);
     program.executor = std::make_unique<Executor>(plan.graph, schedule, slots, stage_, program.layout, arena_.data(),
-                                                  *program.runner, *pipeline_ranks_, channel, stage_ranks());
+                                                  *program.runner, *messages_, channel, stage_ranks());
+    program.runner->progress = [this] { messages_->progress(); };
   };
   if (training) wire(*training_, plan.training, plan.training_slots[s], 0);
   wire(*forward_only_, plan.forward_only, plan.forward_only_slots[s], 1);
   if (training) {
     sync_ = std::make_unique<GradientSync>(plan, at_, *parameters_, pool, *data_ranks_, *pipeline_ranks_);
-    training_->runner->progress = [this] { sync_->progress(); };
+    training_->runner->progress = [this] {
+      sync_->progress();
+      messages_->progress();
+    };
   }
   batches_ = std::make_unique<BatchSource>(data, split_, config.training.seed, at_.data, plan.mesh.data,
                                            config.training.micro_batches);

@@ -82,6 +82,7 @@ class Worker {
   std::unique_ptr<Parameters> parameters_;
   std::unique_ptr<optim::Optimizer> optimizer_;
   Buffer arena_;
+  std::unique_ptr<StageMessages> messages_;
   std::unique_ptr<Program> training_, forward_only_;
   std::unique_ptr<GradientSync> sync_;
   std::unique_ptr<BatchSource> batches_;
