@@ -6,6 +6,7 @@
 #include <cstdio>
 
 #include "app.hpp"
+#include "trainer/comm/shared_memory.hpp"
 #include "trainer/comm/topology.hpp"
 #include "trainer/observe/reporters.hpp"
 #include "trainer/observe/summary.hpp"
@@ -210,6 +211,7 @@ ExitCode train(Context& context, const config::TrainCommand& command) {
     return ExitCode::Done;
   }
 
+  plan.node_of_rank = comm::node_of_rank(world);
   require_memory(world, plan, node);
   install_signal_handlers();
   runtime::TrainOptions options;

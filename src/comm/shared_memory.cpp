@@ -4,7 +4,10 @@
 #include <fmt/format.h>
 
 #include <cstring>
+#include <map>
+#include <string>
 
+#include "node_memory.hpp"
 #include "trainer/core/error.hpp"
 #include "trainer/core/tensor.hpp"
 
@@ -15,6 +18,19 @@ bool covers(const SharedMemory* memory, int ranks) {
     if (memory == nullptr || memory->part(rank) == nullptr) return false;
   }
   return true;
+}
+
+std::vector<int> node_of_rank(Communicator& comm) {
+  std::vector<int> nodes;
+  std::map<std::string, int> numbers;
+  int rank = 0;
+  for (const std::string& domain : comm.gather_strings(memory_domain())) {
+    // Who cannot say where it is shares with nobody.
+    const std::string name = domain.empty() ? fmt::format("rank {}", rank) : domain;
+    nodes.push_back(numbers.try_emplace(name, static_cast<int>(numbers.size())).first->second);
+    ++rank;
+  }
+  return nodes;
 }
 
 SharedLanes::SharedLanes(SharedMemory& memory, int rank, int lanes)

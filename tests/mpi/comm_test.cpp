@@ -25,6 +25,9 @@ TEST_CASE("point-to-point and all-reduce interleaved") { test::check_interleaved
 TEST_CASE("small collectives") { test::check_small_collectives(world()); }
 TEST_CASE("split") { test::check_split(world()); }
 TEST_CASE("memory shared by the processes of a node") { test::check_shared_memory(world()); }
+TEST_CASE("the ranks of this machine are on one node") {
+  CHECK(comm::node_of_rank(world()) == std::vector<int>(static_cast<std::size_t>(world().size()), 0));
+}
 TEST_CASE("messages through shared memory") { test::check_shared_lanes(world()); }
 
 TEST_CASE("the faulty communicator over MPI") {

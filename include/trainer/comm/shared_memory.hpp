@@ -30,6 +30,9 @@ class SharedMemory {
 /// Whether all `ranks` of the communicator that made it are on this node; null memory is not.
 bool covers(const SharedMemory* memory, int ranks);
 
+/// [rank] a number of the node that it is on, as far as sharing memory goes: equal for those that could. Collective.
+std::vector<int> node_of_rank(Communicator& comm);
+
 /// Point-to-point through shared memory: the receiver copies out of the sender's part, with no help of the sender. A
 /// send is complete when the receiver has copied. A lane goes from one rank to one other and keeps its order; the
 /// number of a lane is free to choose, but one rank neither sends two lanes of one number nor receives two.
