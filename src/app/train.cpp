@@ -85,7 +85,8 @@ std::unique_ptr<Observer> make_observers(const config::Config& config, std::int6
   return observe::make_fan_out(std::move(all));
 }
 
-// The run's facts for people, on stdout, and for scripts in DIRECTORY/summary.json.
+// The run's facts for people, on stdout, and for scripts in DIRECTORY/summary.json, beside the checkpoints where there
+// are any.
 void report(const runtime::RunPlan& plan, const runtime::TrainResult& result) {
   const auto steps = static_cast<double>(result.last_step - result.first_step + 1);
   if (steps == 0) {
@@ -109,7 +110,8 @@ void report(const runtime::RunPlan& plan, const runtime::TrainResult& result) {
                                            "wait ms/step: receive", "send", "tensor", "gradients"},
                                           rows)));
   if (!result.checkpoint.empty()) print(fmt::format("checkpoint: {}\n", result.checkpoint));
-  const std::string& directory = plan.config.checkpoint.directory;
+  const std::string& checkpoints = plan.config.checkpoint.directory;
+  const std::string& directory = checkpoints.empty() ? plan.config.logging.directory : checkpoints;
   if (directory.empty()) return;
   observe::RunSummary facts;
   facts.first_step = result.first_step;
@@ -120,7 +122,8 @@ void report(const runtime::RunPlan& plan, const runtime::TrainResult& result) {
   facts.seconds = result.seconds;
   facts.exit_code = static_cast<int>(result.code);
   for (std::size_t r = 0; r < result.memory.size(); ++r) {
-    facts.memory.push_back({static_cast<int>(r), result.memory[r].predicted, result.memory[r].measured});
+    const runtime::RankMemory& memory = result.memory[r];
+    facts.memory.push_back({static_cast<int>(r), memory.predicted, memory.measured, memory.live_set, memory.process});
   }
   try {
     storage::real_file_system().write_text(directory + "/summary.json", observe::to_json(facts));

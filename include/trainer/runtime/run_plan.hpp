@@ -62,6 +62,8 @@ struct MemoryPrediction {
   std::size_t communication = 0;  // staging of reductions, what is read of neighbours' gradients, remote tied gradients
   std::size_t data = 0;
   std::size_t fixed = 0;  // the process itself after MPI has started
+  /// What the run computes with; the rest of total() is what running it costs.
+  std::size_t live_set() const { return weights + gradients + optimizer + activations; }
   /// What is resident in this process. `elsewhere` of it is memory that another rank of the node has taken and counts
   /// too: of a node's ranks the sum of own() is what they take together.
   std::size_t total() const { return weights + gradients + optimizer + activations + communication + data + fixed; }
