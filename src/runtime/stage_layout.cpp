@@ -254,10 +254,6 @@ class LayoutBuilder {
         continue;
       }
       layout.accumulate[k] = gradient_written_[v.index()];
-      const bool reduced = r_.local.nodes[static_cast<std::size_t>(i)].reduce_input_gradient;
-      if (layout.accumulate[k] && reduced) {
-        book_into(layout.reduce_temporary, value_bytes(v), backward_time(i), backward_time(i), true);
-      }
       if (!gradient_written_[v.index()] && place.region == Region::None) allocate_gradient(v, i);
       gradient_written_[v.index()] = true;
     }
@@ -352,8 +348,9 @@ ArenaLayout lay_out_arena(const StageLayout& stage, const schedule::StageSlots& 
   set(Region::SendForward, schedule::kSendSlots);
   set(Region::SendBackward, schedule::kSendSlots);
   for (std::size_t region = 0; region < kRegions; ++region) {
-    arena.begin[region] = arena.bytes;
-    arena.bytes += stage.bytes[region] * static_cast<std::size_t>(arena.slots[region]);
+    std::size_t& end = is_message(static_cast<Region>(region)) ? arena.message_bytes : arena.bytes;
+    arena.begin[region] = end;
+    end += stage.bytes[region] * static_cast<std::size_t>(arena.slots[region]);
   }
   return arena;
 }

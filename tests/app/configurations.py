@@ -109,7 +109,7 @@ def cases():
         ("not a number in JSON", text('{"optimizer": {"learning_rate": NaN}}', "1:")),
         ("infinite in JSON", text('{"optimizer": {"learning_rate": 1e999}}', "1:")),
         ("wrong word", setting("model.type", "gtp", '"gpt"')),
-        ("later word", setting("parallel.schedule", "zb_h1", "zb_h1", "1f1b")),
+        ("later word", setting("parallel.schedule", "zb_v", "zb_v", "1f1b")),
         ("set without a value", command(USAGE, ("--set",), "--config", "model.json", "--set", "training.steps")),
         ("broken JSON", text(broken, ":3:")),
         ("JSON that ends early", text('{"model": {"type": "gpt"', "1:")),
