@@ -146,7 +146,7 @@ Key<Optimizer> betas_key(const char* help) {
 }
 
 const Names<ScheduleName> kSchedules = {
-    {"gpipe", ScheduleName::GPipe}, {"1f1b", ScheduleName::OneFOneB}, {"zb_h1", ScheduleName::ZeroBubbleH1}};
+    {"gpipe", ScheduleName::GPipe}, {"1f1b", ScheduleName::OneFOneB}, {"zb-h1", ScheduleName::ZeroBubbleH1}};
 
 Key<Parallel> partition_key(const char* help) {
   const Names<PartitionRule> names = {

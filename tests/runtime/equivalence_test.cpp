@@ -64,7 +64,7 @@ TEST_CASE("late and reordered messages, and sends that wait for their receive, c
   const std::vector<test::Case> cases{{"gpt tied", 1, 4, 1, "1f1b", 1, 6, "training.steps=4"},
                                       {"gpt tied", 2, 2, 1, "gpipe", 1, 3, "training.steps=4"},
                                       {"sequential", 1, 2, 2, "1f1b", 1, 4, "training.steps=4"},
-                                      {"gpt tied", 1, 2, 1, "zb_h1", 1, 4, "training.steps=4"},
+                                      {"gpt tied", 1, 2, 1, "zb-h1", 1, 4, "training.steps=4"},
                                       {"gpt untied", 2, 1, 2, "1f1b", 2, 2, "training.steps=4"},
                                       {"mlp", 3, 1, 1, "1f1b", 1, 2, "training.steps=4"}};
   for (const test::Case& c : cases) {
@@ -81,7 +81,7 @@ TEST_CASE("ranks on several nodes, which share no memory or only some, give the 
   comm::set_wait_policy({.yield = true, .hang_seconds = 60, .progress = {}});
   const std::vector<test::Case> cases{{"gpt tied", 2, 1, 1, "1f1b", 1, 2, "training.steps=4"},
                                       {"gpt tied", 1, 1, 3, "1f1b", 2, 2, "training.steps=4"},
-                                      {"gpt tied", 2, 2, 1, "zb_h1", 1, 3, "training.steps=4"},
+                                      {"gpt tied", 2, 2, 1, "zb-h1", 1, 3, "training.steps=4"},
                                       {"gpt untied", 2, 1, 2, "1f1b", 1, 2, "training.steps=4"},
                                       {"sequential", 1, 4, 1, "1f1b", 1, 4, "training.steps=4"},
                                       {"mlp", 3, 1, 1, "1f1b", 1, 2, "training.steps=4"}};
