@@ -20,11 +20,15 @@ enum class Layout : std::uint8_t {
 };
 
 inline constexpr std::int64_t kBlockK = 384;
+inline constexpr std::int64_t kBlockKBFloat16 = 768;
+
+enum class MatmulPrecision : std::uint8_t { Float32, BFloat16 };
 
 struct MatmulShape {
   Layout layout = Layout::NN;
   std::int64_t m = 0, n = 0, k = 0;
   std::int64_t lda = 0, ldb = 0, ldc = 0;  // row strides as stored, elements
+  MatmulPrecision precision = MatmulPrecision::Float32;
 };
 
 /// Who multiplies. Native is our packed micro-kernel (AVX-512, AVX2 or portable, chosen by CPU, the same bits from
@@ -52,8 +56,11 @@ std::size_t matmul_block_workspace_bytes(const MatmulShape& shape);
 void matmul_block(const MatmulShape& shape, const float* a, const float* b, float* c, bool accumulate,
                   std::byte* workspace);
 
-/// Measured fused multiply-add peak of one core, FLOP/s, float32, at the widest vectors in use (about 20 ms).
-double measure_peak_flops();
+/// Whether this CPU multiplies bfloat16 itself (VDPBF16PS); elsewhere BFloat16 has the same bits at float32's speed.
+bool bfloat16_instruction();
+
+/// Measured multiply-add peak of one core, FLOP/s, at the widest vectors in use (about 20 ms).
+double measure_peak_flops(MatmulPrecision precision = MatmulPrecision::Float32);
 
 /// Every thread that computes calls this once: denormals flush to zero alike everywhere.
 void flush_denormals();
