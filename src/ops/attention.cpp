@@ -47,7 +47,8 @@ class AttentionOperator final : public Operator {
         positions_(site.positions),
         width_(layer.heads * layer.head_size),
         scale_(static_cast<float>(1.0 / std::sqrt(static_cast<double>(layer.head_size)))),
-        kernels_(site.kernels) {
+        kernels_(site.kernels),
+        precision_(site.precision) {
     if (positions_ > kMaxPositions || layer.head_begin + layer.heads > kMaxHeads) {
       internal_error("'" + name_ + "' has more positions than 2^20 or more heads than 2^12");
     }
@@ -107,9 +108,10 @@ class AttentionOperator final : public Operator {
     std::size_t bytes = 0;
     const std::int64_t d = layer_.head_size;
     const std::int64_t tile = std::min(kTileRows, positions_);
-    for (const MatmulShape& shape : {MatmulShape{Layout::NT, tile, positions_, d, stride(), stride(), pitch()},
-                                     MatmulShape{Layout::NN, tile, d, positions_, pitch(), stride(), stride()},
-                                     MatmulShape{Layout::TN, positions_, d, tile, pitch(), stride(), stride()}}) {
+    for (const MatmulShape& shape :
+         {MatmulShape{Layout::NT, tile, positions_, d, stride(), stride(), pitch(), precision_},
+          MatmulShape{Layout::NN, tile, d, positions_, pitch(), stride(), stride(), precision_},
+          MatmulShape{Layout::TN, positions_, d, tile, pitch(), stride(), stride(), precision_}}) {
       bytes = std::max(bytes, matmul_block_workspace_bytes(shape));
     }
     return 2 * tile_bytes() + align_up(bytes);
@@ -159,8 +161,8 @@ class AttentionOperator final : public Operator {
   void forward_tile(const Item& item, std::int64_t begin, float* out, bool drop) const {
     const std::int64_t rows = std::min(kTileRows, item.positions - begin);
     const std::int64_t keys = begin + rows;
-    matmul_block({Layout::NT, rows, keys, layer_.head_size, stride(), stride(), pitch()}, item.q + begin * stride(),
-                 item.k, item.scores, false, item.matmul);
+    matmul_block({Layout::NT, rows, keys, layer_.head_size, stride(), stride(), pitch(), precision_},
+                 item.q + begin * stride(), item.k, item.scores, false, item.matmul);
     for (std::int64_t r = 0; r < rows; ++r) {
       float* row = item.scores + r * pitch();
       const std::int64_t valid = begin + r + 1;
@@ -170,7 +172,7 @@ class AttentionOperator final : public Operator {
       if (drop) kernels_.dropout(row_mask(item, begin + r), row, row, valid, false);
       clear_masked(row, valid, keys);
     }
-    matmul_block({Layout::NN, rows, layer_.head_size, keys, pitch(), stride(), width_}, item.scores, item.v,
+    matmul_block({Layout::NN, rows, layer_.head_size, keys, pitch(), stride(), width_, precision_}, item.scores, item.v,
                  out + begin * width_, false, item.matmul);
     for (std::int64_t r = begin; r < keys; ++r) {
       kernels_.scale(out + r * width_, item.statistics[r].inverse, out + r * width_, layer_.head_size);
@@ -191,10 +193,10 @@ class AttentionOperator final : public Operator {
     const std::int64_t rows = std::min(kTileRows, item.positions - begin);
     const std::int64_t keys = begin + rows;
     const std::int64_t d = layer_.head_size;
-    matmul_block({Layout::NT, rows, keys, d, stride(), stride(), pitch()}, item.q + begin * stride(), item.k,
-                 item.scores, false, item.matmul);
-    matmul_block({Layout::NT, rows, keys, d, width_, stride(), pitch()}, dout + begin * width_, item.v, item.gradients,
-                 false, item.matmul);
+    matmul_block({Layout::NT, rows, keys, d, stride(), stride(), pitch(), precision_}, item.q + begin * stride(),
+                 item.k, item.scores, false, item.matmul);
+    matmul_block({Layout::NT, rows, keys, d, width_, stride(), pitch(), precision_}, dout + begin * width_, item.v,
+                 item.gradients, false, item.matmul);
     for (std::int64_t r = 0; r < rows; ++r) {
       const std::int64_t query = begin + r;
       const std::int64_t valid = query + 1;
@@ -209,12 +211,12 @@ class AttentionOperator final : public Operator {
     }
     float* dk = dq + width_;
     float* dv = dk + width_;
-    matmul_block({Layout::NN, rows, d, keys, pitch(), stride(), stride()}, item.gradients, item.k,
+    matmul_block({Layout::NN, rows, d, keys, pitch(), stride(), stride(), precision_}, item.gradients, item.k,
                  dq + begin * stride(), accumulate, item.matmul);
-    matmul_block({Layout::TN, keys, d, rows, pitch(), stride(), stride()}, item.gradients, item.q + begin * stride(),
-                 dk, true, item.matmul);
-    matmul_block({Layout::TN, keys, d, rows, pitch(), width_, stride()}, item.scores, dout + begin * width_, dv, true,
-                 item.matmul);
+    matmul_block({Layout::TN, keys, d, rows, pitch(), stride(), stride(), precision_}, item.gradients,
+                 item.q + begin * stride(), dk, true, item.matmul);
+    matmul_block({Layout::TN, keys, d, rows, pitch(), width_, stride(), precision_}, item.scores, dout + begin * width_,
+                 dv, true, item.matmul);
   }
 
   model::Attention layer_;
@@ -224,6 +226,7 @@ class AttentionOperator final : public Operator {
   float scale_;
   DropoutMask mask_;
   const Kernels& kernels_;
+  MatmulPrecision precision_;
 };
 
 }  // namespace

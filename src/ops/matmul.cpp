@@ -47,7 +47,10 @@ void set_matmul_provider(MatmulProvider chosen) { provider().store(chosen, std::
 
 MatmulProvider matmul_provider() { return provider().load(std::memory_order_relaxed); }
 
-std::string describe_matmul() {
+std::string describe_matmul(MatmulPrecision precision) {
+  if (precision == MatmulPrecision::BFloat16) {
+    return fmt::format("native {}{}", bf16_kernel().name, has_bfloat16() ? "" : ", bfloat16 emulated");
+  }
   if (matmul_provider() == MatmulProvider::OneDnn) return describe_onednn();
   return fmt::format("native {}", matmul_kernel().name);
 }
@@ -80,8 +83,8 @@ void matmul_block(const MatmulShape& shape, const float* a, const float* b, floa
 
 double measure_peak_flops(MatmulPrecision precision) {
   using Clock = std::chrono::steady_clock;
-  const auto run_chains = precision == MatmulPrecision::BFloat16 ? bf16_kernel().multiply_add_chains
-                                                                 : matmul_kernel().multiply_add_chains;
+  const auto run_chains =
+      precision == MatmulPrecision::BFloat16 ? bf16_kernel().multiply_add_chains : matmul_kernel().multiply_add_chains;
   // The best of many short runs: what the core does when nobody disturbs it.
   constexpr auto kRun = std::chrono::microseconds(400);
   constexpr auto kTotal = std::chrono::milliseconds(20);

@@ -32,10 +32,18 @@ constexpr double kWorthThreads = 2e5;           // FLOP
 std::int64_t divide_up(std::int64_t n, std::int64_t by) { return (n + by - 1) / by; }
 std::int64_t round_up(std::int64_t n, std::int64_t to) { return divide_up(n, to) * to; }
 
+bool cpu_has_instruction() {
+#if defined(__x86_64__)
+  return isa_available(Isa::Avx512) && __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
 const Bf16Kernel* kernel_of(Isa isa, bool instruction) {
 #if defined(__x86_64__)
   if (isa == Isa::Avx512) {
-    return instruction && bfloat16_instruction() ? &kernel::kBf16Instruction : &kernel::kBf16Avx512;
+    return instruction && cpu_has_instruction() ? &kernel::kBf16Instruction : &kernel::kBf16Avx512;
   }
   if (isa == Isa::Avx2) return &kernel::kBf16Avx2;
 #endif
@@ -150,8 +158,8 @@ void pack_a(const Problem& problem, const Rows& rows, const Depth& depth, const 
   const Operand to = packed_tile(problem, rows, depth, first / rows.height);
   float* data = const_cast<float*>(to.data);
   if (problem.a_by_k()) {
-    problem.kernel.pack_columns(problem.a + p * lda + i, lda, count, size, rows.height, depth.steps * rows.height, false,
-                                data + steps_of(problem, cut.depth_begin(task)) * rows.height);
+    problem.kernel.pack_columns(problem.a + p * lda + i, lda, count, size, rows.height, depth.steps * rows.height,
+                                false, data + steps_of(problem, cut.depth_begin(task)) * rows.height);
   } else {
     problem.kernel.convert_rows(problem.a + i * lda + p, lda, count, size, to.step, data);
   }
@@ -175,11 +183,10 @@ void multiply_tiles(const Problem& problem, const Rows& rows, const Depth& depth
   const MatmulShape& shape = problem.shape;
   const bool last = depth.begin + depth.size == shape.k;
   const std::int64_t i = tile * rows.height;
-  problem.kernel.multiply({packed_tile(problem, rows, depth, tile), panels,
-                           problem.c + (rows.begin + i) * shape.ldc + j, shape.ldc,
-                           last && problem.bias != nullptr ? problem.bias + j : nullptr,
-                           std::min(rows.height, rows.size - i), columns, depth.steps,
-                           problem.accumulate || depth.begin > 0});
+  problem.kernel.multiply(
+      {packed_tile(problem, rows, depth, tile), panels, problem.c + (rows.begin + i) * shape.ldc + j, shape.ldc,
+       last && problem.bias != nullptr ? problem.bias + j : nullptr, std::min(rows.height, rows.size - i), columns,
+       depth.steps, problem.accumulate || depth.begin > 0});
 }
 
 /// Runs the loop on the calling thread, as a pool of one.
@@ -260,13 +267,7 @@ void multiply(Team& team, const Problem& problem) {
 
 }  // namespace
 
-bool bfloat16_instruction() {
-#if defined(__x86_64__)
-  return isa_available(Isa::Avx512) && __builtin_cpu_supports("avx512bf16");
-#else
-  return false;
-#endif
-}
+bool has_bfloat16() { return bf16_kernel().instruction; }
 
 void set_bf16_kernel(Isa isa, bool instruction) {
   if (!isa_available(isa)) internal_error("a matrix multiply kernel was set that this CPU cannot run");
@@ -285,8 +286,8 @@ void bf16_matmul(ThreadPool* pool, const MatmulShape& shape, const float* a, con
   if (shape.m <= 0 || shape.n <= 0) return;
   const Capacity capacity(shape);
   float* aligned = reinterpret_cast<float*>(align_up(reinterpret_cast<std::uintptr_t>(workspace)));
-  const Problem problem{bf16_kernel(), shape,    a,       b,       c, accumulate,
-                        bias,          capacity, aligned, aligned + capacity.a_words()};
+  const Problem problem{bf16_kernel(), shape, a,        b,       c,
+                        accumulate,    bias,  capacity, aligned, aligned + capacity.a_words()};
   const double flops = 2.0 * static_cast<double>(shape.m) * static_cast<double>(shape.n) * static_cast<double>(shape.k);
   if (pool == nullptr || pool->threads() == 1 || flops < kWorthThreads) {
     Serial serial;

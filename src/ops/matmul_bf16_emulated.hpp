@@ -1,6 +1,6 @@
-// bfloat16 where VDPBF16PS is missing: floats rounded to bfloat16 when packed, the odd k of a pair before the even, then
-// the float32 tiles of a vector type V (see matmul_tile.hpp), whose fused multiply-adds round as the instruction does
-// where denormals flush. Every instantiation has internal linkage, as V has.
+// bfloat16 where VDPBF16PS is missing: floats rounded to bfloat16 when packed, the odd k of a pair before the even,
+// then the float32 tiles of a vector type V (see matmul_tile.hpp), whose fused multiply-adds round as the instruction
+// does where denormals flush. Every instantiation has internal linkage, as V has.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,9 @@ struct Emulated {
     __builtin_memcpy(&bits, &x, sizeof(bits));
     const std::uint32_t magnitude = bits & 0x7fffffffU;
     const std::uint32_t nearest = bits + 0x7fffU + (bits >> 16 & 1U);
-    bits = (magnitude > 0x7f800000U ? bits | 0x400000U : magnitude < 0x800000U ? bits & 0x80000000U : nearest) &
+    bits = (magnitude > 0x7f800000U ? bits | 0x400000U
+            : magnitude < 0x800000U ? bits & 0x80000000U
+                                    : nearest) &
            0xffff0000U;
     __builtin_memcpy(&x, &bits, sizeof(x));
     return x;
@@ -82,7 +84,15 @@ struct Emulated {
   }
 
   static constexpr Bf16Kernel kernel(const char* name) {
-    return {name, false, V::kRows, kPanel, 2, &Tiles<V>::multiply, &convert_rows, &pack_columns, &pack_transposed,
+    return {name,
+            false,
+            V::kRows,
+            kPanel,
+            2,
+            &Tiles<V>::multiply,
+            &convert_rows,
+            &pack_columns,
+            &pack_transposed,
             &Tiles<V>::multiply_add_chains};
   }
 };

@@ -29,7 +29,9 @@ struct Pairs {
 };
 
 /// 16 neighbouring pairs of one row: the 32 values at `from`.
-__m512 pairs_of_row(const float* from) { return (__m512)_mm512_cvtne2ps_pbh(Pairs::load(from + 16), Pairs::load(from)); }
+__m512 pairs_of_row(const float* from) {
+  return (__m512)_mm512_cvtne2ps_pbh(Pairs::load(from + 16), Pairs::load(from));
+}
 
 /// The same where only the first `valid` < 32 values are there; zeros behind.
 __m512 pairs_of_row(const float* from, std::int64_t valid) {
@@ -164,7 +166,7 @@ double multiply_add_chains(std::int64_t rounds) {
 }  // namespace
 
 constexpr Bf16Kernel kBf16Instruction = {
-    "avx512-bf16",    true,          Pairs::kRows,  Tiles<Pairs>::kPanel, 1,
+    "avx512-bf16",           true,          Pairs::kRows,  Tiles<Pairs>::kPanel, 1,
     &Tiles<Pairs>::multiply, &convert_rows, &pack_columns, &pack_transposed,     &multiply_add_chains};
 
 }  // namespace trainer::ops::kernel

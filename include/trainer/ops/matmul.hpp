@@ -13,6 +13,8 @@
 
 namespace trainer::ops {
 
+enum class MatmulPrecision : std::uint8_t { Float32, BFloat16 };
+
 enum class Layout : std::uint8_t {
   NN,  // C[m,n] = A[m,k] · B[k,n]
   NT,  // C[m,n] = A[m,k] · B[n,k]ᵀ
@@ -21,8 +23,6 @@ enum class Layout : std::uint8_t {
 
 inline constexpr std::int64_t kBlockK = 384;
 inline constexpr std::int64_t kBlockKBFloat16 = 768;
-
-enum class MatmulPrecision : std::uint8_t { Float32, BFloat16 };
 
 struct MatmulShape {
   Layout layout = Layout::NN;
@@ -38,8 +38,9 @@ enum class MatmulProvider : std::uint8_t { Native, OneDnn };
 /// For the whole process, before operators are made.
 void set_matmul_provider(MatmulProvider provider);
 MatmulProvider matmul_provider();
-/// "native avx512" | "native avx2" | "native portable" | "oneDNN 2.6.3": for run records and --version.
-std::string describe_matmul();
+/// "native avx512" | "native avx2" | "native portable" | "oneDNN 2.6.3": for run records and --version. In BFloat16
+/// "native avx512-bf16" | "native avx2, bfloat16 emulated" | …
+std::string describe_matmul(MatmulPrecision precision = MatmulPrecision::Float32);
 
 /// Scratch for one call of any shape with k, n, m up to these, all threads together; whatever the layout, strides,
 /// provider and alignment.
@@ -56,8 +57,9 @@ std::size_t matmul_block_workspace_bytes(const MatmulShape& shape);
 void matmul_block(const MatmulShape& shape, const float* a, const float* b, float* c, bool accumulate,
                   std::byte* workspace);
 
-/// Whether this CPU multiplies bfloat16 itself (VDPBF16PS); elsewhere BFloat16 has the same bits at float32's speed.
-bool bfloat16_instruction();
+/// Whether BFloat16 runs by the CPU's own instruction (VDPBF16PS), at up to twice float32's speed; elsewhere it is
+/// emulated: the same bits, at float32's speed.
+bool has_bfloat16();
 
 /// Measured multiply-add peak of one core, FLOP/s, at the widest vectors in use (about 20 ms).
 double measure_peak_flops(MatmulPrecision precision = MatmulPrecision::Float32);
