@@ -3,6 +3,13 @@
 // it by one addition when accumulating; the others are added in ascending order, one addition each; the bias last, by
 // one addition. So the bits depend on the operands and on nothing else: not on threads, tiles, other rows or columns,
 // or vector width.
+//
+// In BFloat16 the operands are rounded to bfloat16 as they are packed (to nearest, ties to even; denormals become
+// zero), blocks are of kBlockKBFloat16, and the chain takes k by pairs (2q, 2q+1) of a block: the product of the odd k
+// first, then that of the even one, a fused multiply-add to float32 each; zeros complete an odd block. Denormal results
+// of the chain flush to zero. That is what VDPBF16PS does (found by experiment, on every rounding case; Intel's manual
+// says the same), and what fused multiply-adds of float32 do on threads that flush denormals: both have the same bits.
+// C, bias and all sums are float32. BFloat16 is always native. Which NaN comes out is not part of either contract.
 #pragma once
 
 #include <cstddef>
