@@ -16,8 +16,6 @@ using kernel::Bf16Kernel;
 using kernel::Operand;
 using kernel::TileRow;
 
-constexpr std::int64_t kMaxPanel = 32;          // ≥ Bf16Kernel::panel of every kernel
-constexpr std::int64_t kMaxRows = 14;           // ≥ Bf16Kernel::rows
 constexpr std::int64_t kMaxWords = 2;           // ≥ Bf16Kernel::words
 constexpr std::int64_t kLine = 16;              // words of a cache line
 constexpr std::int64_t kRowsAtOnce = 2048;      // of A packed at a time
@@ -183,10 +181,16 @@ void multiply_tiles(const Problem& problem, const Rows& rows, const Depth& depth
   const MatmulShape& shape = problem.shape;
   const bool last = depth.begin + depth.size == shape.k;
   const std::int64_t i = tile * rows.height;
-  problem.kernel.multiply(
-      {packed_tile(problem, rows, depth, tile), panels, problem.c + (rows.begin + i) * shape.ldc + j, shape.ldc,
-       last && problem.bias != nullptr ? problem.bias + j : nullptr, std::min(rows.height, rows.size - i), columns,
-       depth.steps, problem.accumulate || depth.begin > 0});
+  problem.kernel.multiply(TileRow{.a = packed_tile(problem, rows, depth, tile),
+                                  .b = panels,
+                                  .b_step = depth.steps * problem.kernel.panel,
+                                  .c = problem.c + (rows.begin + i) * shape.ldc + j,
+                                  .ldc = shape.ldc,
+                                  .bias = last && problem.bias != nullptr ? problem.bias + j : nullptr,
+                                  .rows = std::min(rows.height, rows.size - i),
+                                  .columns = columns,
+                                  .k = depth.steps,
+                                  .add = problem.accumulate || depth.begin > 0});
 }
 
 /// Runs the loop on the calling thread, as a pool of one.

@@ -17,7 +17,8 @@ struct Operand {
 /// C = block or C += block (`add`), then C += bias when it is not null.
 struct TileRow {
   Operand a;
-  const float* b;  // packed panels, panel after panel, k × Kernel::panel floats each
+  const float* b;       // packed panels of Kernel::panel floats a k-step
+  std::int64_t b_step;  // floats from one panel to the next
   float* c;
   std::int64_t ldc;
   const float* bias;

@@ -109,7 +109,7 @@ struct Tiles {
     const float* b = work.b;
     std::int64_t at = 0;
     const auto bias_at = [&] { return work.bias == nullptr ? nullptr : work.bias + at; };
-    for (; work.columns - at > kPanel - V::kLanes; at += kPanel, b += work.k * kPanel) {
+    for (; work.columns - at > kPanel - V::kLanes; at += kPanel, b += work.b_step) {
       const std::int64_t left = work.columns - at;
       full(work, b, work.c + at, left < kPanel ? left : kPanel, bias_at());
     }
@@ -128,7 +128,7 @@ struct Tiles {
   }
 
   static void pack_rows(const Operand& from, std::int64_t count, std::int64_t k, std::int64_t dst_step, float* dst) {
-    constexpr std::int64_t kRowsAhead = 12;
+    constexpr std::int64_t kRowsAhead = 64;  // as far as memory is away
     const std::int64_t whole = count / V::kLanes * V::kLanes;
     const int part = static_cast<int>(count - whole);
     for (std::int64_t p = 0; p < k; ++p) {
@@ -148,7 +148,11 @@ struct Tiles {
     for (int i = 0; i < V::kLanes; ++i) rows[i] = from.data + (i < count ? i : count - 1) * from.step;
     std::int64_t p = 0;
     if constexpr (V::kDepth > 4) {
-      for (; p + V::kDepth <= k; p += V::kDepth) V::transpose(rows, p, dst + p * dst_step, dst_step);
+      constexpr std::int64_t kRowsAhead = 32;
+      for (; p + V::kDepth <= k; p += V::kDepth) {
+        for (int i = 0; i < V::kLanes; ++i) __builtin_prefetch(rows[i] + p + kRowsAhead * from.step);
+        V::transpose(rows, p, dst + p * dst_step, dst_step);
+      }
     }
     for (; p + 4 <= k; p += 4) V::transpose4(rows, p, dst + p * dst_step, dst_step);
     for (; p < k; ++p) {

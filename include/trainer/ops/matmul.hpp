@@ -28,7 +28,7 @@ enum class Layout : std::uint8_t {
   TN   // C[m,n] = A[k,m]ᵀ · B[k,n]
 };
 
-inline constexpr std::int64_t kBlockK = 384;
+inline constexpr std::int64_t kBlockK = 512;
 inline constexpr std::int64_t kBlockKBFloat16 = 768;
 
 struct MatmulShape {
