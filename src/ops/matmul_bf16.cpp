@@ -16,16 +16,14 @@ using kernel::Bf16Kernel;
 using kernel::Operand;
 using kernel::TileRow;
 
-constexpr std::int64_t kMaxWords = 2;           // ≥ Bf16Kernel::words
-constexpr std::int64_t kLine = 16;              // words of a cache line
-constexpr std::int64_t kRowsAtOnce = 2048;      // of A packed at a time
-constexpr std::int64_t kColumnsAtOnce = 2048;   // of B packed at a time: 3 MB, level-3 cache
-constexpr std::int64_t kColumnsInLevel2 = 384;  // of them swept by one task: 0.6 MB
-constexpr std::int64_t kFewRows = 96;           // up to here a thread packs one panel of B and sweeps all rows
-constexpr std::int64_t kRowsATask = 56;         // packed by one task where k runs along memory,
-constexpr std::int64_t kColumnsATask = 504;     // or where it does not: long stretches of memory,
-constexpr std::int64_t kDepthATask = 256;       // and as many k
-constexpr double kWorthThreads = 2e5;           // FLOP
+constexpr std::int64_t kMaxWords = 2;        // ≥ Bf16Kernel::words of every kernel
+constexpr std::int64_t kLine = 16;           // words of a cache line
+constexpr std::int64_t kRowsAtOnce = 2048;   // of A packed at a time
+constexpr std::int64_t kGroupWords = 32768;  // of B packed at a time by a thread: 128 KB of its level-2 cache
+constexpr std::int64_t kRowsATask = 56;      // of A packed by one task where k runs along memory,
+constexpr std::int64_t kColumnsATask = 504;  // or where it does not: long stretches of memory,
+constexpr std::int64_t kDepthATask = 256;    // and as many k
+constexpr double kWorthThreads = 2e5;        // FLOP
 
 std::int64_t divide_up(std::int64_t n, std::int64_t by) { return (n + by - 1) / by; }
 std::int64_t round_up(std::int64_t n, std::int64_t to) { return divide_up(n, to) * to; }
@@ -63,21 +61,20 @@ std::atomic<const Bf16Kernel*>& chosen_kernel() {
 /// What a workspace holds, in words. A kernel of two words a pair takes half as many rows and columns at once, so that
 /// the sizes are every kernel's.
 struct Capacity {
-  std::int64_t pairs;    // of a k-block
-  std::int64_t rows;     // of A, at one word a pair
-  std::int64_t columns;  // of B, at one word a pair
+  std::int64_t pairs;        // of a k-block
+  std::int64_t rows;         // of A, at one word a pair
+  std::int64_t group_words;  // of B, for each thread
 
   explicit Capacity(const MatmulShape& shape)
       : pairs(divide_up(std::min(shape.k, kBlockKBFloat16), 2)),
         rows(std::clamp(shape.m, kMaxWords * kMaxRows, kRowsAtOnce)),
-        columns(std::clamp(round_up(shape.n, kMaxPanel), kMaxWords * kMaxPanel, kColumnsAtOnce)) {}
+        group_words(round_up(std::min(kGroupWords, round_up(shape.n, kMaxPanel) * pairs * kMaxWords), kLine)) {}
 
   /// Between packed rows of A: an odd number of cache lines, so that rows do not share a set of a cache.
   std::int64_t row_step() const { return (divide_up(pairs, kLine) | 1) * kLine; }
   std::int64_t a_words() const { return (rows + kMaxWords * kMaxRows) * row_step(); }
-  std::int64_t panel_words() const { return round_up(kMaxWords * kMaxPanel * pairs, kLine); }
-  std::int64_t b_words(int threads) const { return std::max(columns * pairs, threads * panel_words()); }
 };
+static_assert(kGroupWords >= kMaxPanel * kBlockKBFloat16 / 2 * kMaxWords, "a group holds a panel");
 
 /// One call.
 struct Problem {
@@ -90,7 +87,7 @@ struct Problem {
   const float* bias;
   Capacity capacity;
   float* packed_a;
-  float* packed_b;  // or the panels of the threads, where rows are few
+  float* groups;  // of the threads, one behind the other
 
   bool a_by_k() const { return shape.layout == Layout::TN; }
   bool b_by_n() const { return shape.layout == Layout::NT; }
@@ -116,8 +113,6 @@ Rows rows_of(const Problem& problem, std::int64_t begin, std::int64_t size) {
   return {begin, size, height};
 }
 
-std::int64_t steps_of(const Problem& problem, std::int64_t k) { return divide_up(k, 2) * problem.kernel.words; }
-
 /// Rows of k lie row after row in A as stored, or (TN) a tile is packed step after step.
 Operand packed_tile(const Problem& problem, const Rows& rows, const Depth& depth, std::int64_t tile) {
   const std::int64_t first = tile * rows.height;
@@ -126,71 +121,141 @@ Operand packed_tile(const Problem& problem, const Rows& rows, const Depth& depth
   return {problem.packed_a + first * step, step, 1};
 }
 
-/// Packing cut into tasks: pieces of rows or columns, and where k does not run along memory, pieces of k.
-struct Cut {
-  std::int64_t size;   // rows or columns in all
-  std::int64_t piece;  // of them in a task
-  std::int64_t depth;  // in all
-  std::int64_t depth_piece;
+/// The packing of A cut into tasks: pieces of rows, and where k does not run along memory, pieces of k.
+struct PackingOfA {
+  std::int64_t rows;   // of a task
+  std::int64_t depth;  // of a task
+  std::int64_t row_pieces;
+  std::int64_t tasks;
 
-  Cut(std::int64_t count, std::int64_t tile, bool along_memory, const Depth& k)
-      : size(count),
-        piece(std::max<std::int64_t>(1, (along_memory ? kRowsATask : kColumnsATask) / tile) * tile),
-        depth(k.size),
-        depth_piece(along_memory ? k.size : kDepthATask) {}
-
-  std::int64_t tasks() const { return divide_up(size, piece) * divide_up(depth, depth_piece); }
-  std::int64_t begin(std::int64_t task) const { return task % divide_up(size, piece) * piece; }
-  std::int64_t count(std::int64_t task) const { return std::min(piece, size - begin(task)); }
-  std::int64_t depth_begin(std::int64_t task) const { return task / divide_up(size, piece) * depth_piece; }
-  std::int64_t depth_count(std::int64_t task) const { return std::min(depth_piece, depth - depth_begin(task)); }
+  PackingOfA(const Problem& problem, const Rows& all, const Depth& k)
+      : rows(std::max<std::int64_t>(1, (problem.a_by_k() ? kColumnsATask : kRowsATask) / all.height) * all.height),
+        depth(problem.a_by_k() ? kDepthATask : k.size),
+        row_pieces(divide_up(all.size, rows)),
+        tasks(row_pieces * divide_up(k.size, depth)) {}
 };
 
-Cut cut_a(const Problem& problem, const Rows& rows, const Depth& depth) {
-  return {rows.size, rows.height, !problem.a_by_k(), depth};
-}
-
-void pack_a(const Problem& problem, const Rows& rows, const Depth& depth, const Cut& cut, std::int64_t task) {
-  const std::int64_t first = cut.begin(task), count = cut.count(task), size = cut.depth_count(task);
-  const std::int64_t i = rows.begin + first, p = depth.begin + cut.depth_begin(task), lda = problem.shape.lda;
+void pack_a(const Problem& problem, const Rows& rows, const Depth& depth, const PackingOfA& packing,
+            std::int64_t task) {
+  const std::int64_t first = task % packing.row_pieces * packing.rows, k = task / packing.row_pieces * packing.depth;
+  const std::int64_t count = std::min(packing.rows, rows.size - first), size = std::min(packing.depth, depth.size - k);
+  const std::int64_t i = rows.begin + first, p = depth.begin + k, lda = problem.shape.lda;
   const Operand to = packed_tile(problem, rows, depth, first / rows.height);
   float* data = const_cast<float*>(to.data);
   if (problem.a_by_k()) {
     problem.kernel.pack_columns(problem.a + p * lda + i, lda, count, size, rows.height, depth.steps * rows.height,
-                                false, data + steps_of(problem, cut.depth_begin(task)) * rows.height);
+                                false, data + k / 2 * problem.kernel.words * rows.height);
   } else {
     problem.kernel.convert_rows(problem.a + i * lda + p, lda, count, size, to.step, data);
   }
 }
 
-/// Of columns from j on, into panels.
-void pack_b(const Problem& problem, std::int64_t j, const Depth& depth, const Cut& cut, std::int64_t task, float* to) {
-  const std::int64_t ldb = problem.shape.ldb, first = cut.begin(task), count = cut.count(task);
-  const std::int64_t p = depth.begin + cut.depth_begin(task), panel = problem.kernel.panel;
-  to += first * depth.steps;
+/// C cut into tasks: groups of panels of B, which a task packs itself, so that they lie in the cache of the thread that
+/// needs them, times parts of the rows.
+struct Cut {
+  std::int64_t columns;  // of a group
+  std::int64_t groups;
+  std::int64_t tiles;  // of a part
+  std::int64_t parts;
+
+  Cut(const Problem& problem, const Rows& rows, const Depth& depth, int threads) {
+    const std::int64_t panels = divide_up(problem.shape.n, problem.kernel.panel);
+    const std::int64_t most = problem.capacity.group_words / (depth.steps * problem.kernel.panel);
+    // Whole rounds of all threads.
+    groups = std::min(panels, round_up(divide_up(panels, most), threads));
+    const std::int64_t group_panels = divide_up(panels, groups);
+    groups = divide_up(panels, group_panels);
+    columns = group_panels * problem.kernel.panel;
+    parts = std::min(rows.tiles(), divide_up(threads, groups));
+    tiles = divide_up(rows.tiles(), parts);
+    parts = divide_up(rows.tiles(), tiles);
+  }
+  std::int64_t tasks() const { return groups * parts; }
+};
+
+/// What one group packs of B, as it lies there.
+struct Source {
+  const float* data;
+  std::int64_t step;  // between rows
+  std::int64_t rows;  // columns (NT) or k
+  std::int64_t columns;
+};
+
+Source source_of(const Problem& problem, const Depth& depth, const Cut& cut, std::int64_t group) {
+  const std::int64_t ldb = problem.shape.ldb, j = group * cut.columns;
+  const std::int64_t columns = std::min(cut.columns, problem.shape.n - j);
+  if (problem.b_by_n()) return {problem.b + j * ldb + depth.begin, ldb, columns, depth.size};
+  return {problem.b + depth.begin * ldb + j, ldb, depth.size, columns};
+}
+
+/// Fetches a source from memory while the multiply leaves it idle, a few lines at a time: cores drop what is asked for
+/// in one burst.
+class Prefetch {
+ public:
+  Prefetch() = default;
+  Prefetch(const Source& source, std::int64_t turns)
+      : source_(source), row_lines_(divide_up(source.columns, kLine)), turns_(turns) {}
+
+  void turn() {
+    if (turns_ == 0) return;
+    const std::int64_t end = source_.rows * row_lines_ * ++turn_ / turns_;
+    for (; line_ < end; ++line_) {
+      __builtin_prefetch(source_.data + line_ / row_lines_ * source_.step + line_ % row_lines_ * kLine, 0, 2);
+    }
+  }
+
+ private:
+  Source source_{};
+  std::int64_t row_lines_ = 1;
+  std::int64_t turns_ = 0;
+  std::int64_t turn_ = 0;
+  std::int64_t line_ = 0;
+};
+
+void pack_b(const Problem& problem, const Source& source, const Depth& depth, float* packed) {
   if (problem.b_by_n()) {
-    problem.kernel.pack_transposed(problem.b + (j + first) * ldb + p, ldb, count, cut.depth_count(task), to);
+    problem.kernel.pack_transposed(source.data, source.step, source.rows, source.columns, packed);
   } else {
-    problem.kernel.pack_columns(problem.b + p * ldb + j + first, ldb, count, cut.depth_count(task), panel,
-                                depth.steps * panel, true, to + steps_of(problem, cut.depth_begin(task)) * panel);
+    const std::int64_t panel = problem.kernel.panel;
+    problem.kernel.pack_columns(source.data, source.step, source.columns, source.rows, panel, depth.steps * panel, true,
+                                packed);
   }
 }
 
-void multiply_tiles(const Problem& problem, const Rows& rows, const Depth& depth, std::int64_t tile,
-                    const float* panels, std::int64_t j, std::int64_t columns) {
+/// `next` is the task that this thread will probably do after it.
+void multiply_task(const Problem& problem, const Rows& rows, const Depth& depth, const Cut& cut, std::int64_t task,
+                   std::int64_t next, float* packed) {
   const MatmulShape& shape = problem.shape;
+  pack_b(problem, source_of(problem, depth, cut, task / cut.parts), depth, packed);
+  const std::int64_t panel = problem.kernel.panel;
+  const std::int64_t j = task / cut.parts * cut.columns, end_j = std::min(j + cut.columns, shape.n);
+  const std::int64_t begin = task % cut.parts * cut.tiles, end = std::min(begin + cut.tiles, rows.tiles());
+  Prefetch prefetch;
+  if (next < cut.tasks() && next / cut.parts != task / cut.parts) {
+    prefetch = Prefetch(source_of(problem, depth, cut, next / cut.parts), (end - begin) * divide_up(end_j - j, panel));
+  }
   const bool last = depth.begin + depth.size == shape.k;
-  const std::int64_t i = tile * rows.height;
-  problem.kernel.multiply(TileRow{.a = packed_tile(problem, rows, depth, tile),
-                                  .b = panels,
-                                  .b_step = depth.steps * problem.kernel.panel,
-                                  .c = problem.c + (rows.begin + i) * shape.ldc + j,
-                                  .ldc = shape.ldc,
-                                  .bias = last && problem.bias != nullptr ? problem.bias + j : nullptr,
-                                  .rows = std::min(rows.height, rows.size - i),
-                                  .columns = columns,
-                                  .k = depth.steps,
-                                  .add = problem.accumulate || depth.begin > 0});
+  for (std::int64_t tile = begin; tile < end; ++tile) {
+    const std::int64_t i = tile * rows.height;
+    TileRow work{.a = packed_tile(problem, rows, depth, tile),
+                 .b = packed,
+                 .b_step = depth.steps * panel,
+                 .c = problem.c + (rows.begin + i) * shape.ldc + j,
+                 .ldc = shape.ldc,
+                 .bias = last && problem.bias != nullptr ? problem.bias + j : nullptr,
+                 .rows = std::min(rows.height, rows.size - i),
+                 .columns = panel,
+                 .k = depth.steps,
+                 .add = problem.accumulate || depth.begin > 0};
+    for (std::int64_t at = j; at < end_j; at += panel) {
+      work.columns = std::min(panel, end_j - at);
+      problem.kernel.multiply(work);
+      work.b += work.b_step;
+      work.c += panel;
+      if (work.bias != nullptr) work.bias += panel;
+      prefetch.turn();
+    }
+  }
 }
 
 /// Runs the loop on the calling thread, as a pool of one.
@@ -202,69 +267,22 @@ struct Serial {
   }
 };
 
-/// Few rows: each task packs one panel of B for itself and sweeps all rows with it.
-template <class Team>
-void multiply_few_rows(Team& team, const Problem& problem, const Rows& rows, const Depth& depth) {
-  const Cut cut = cut_a(problem, rows, depth);
-  for (std::int64_t task = 0; task < cut.tasks(); ++task) pack_a(problem, rows, depth, cut, task);
-  const std::int64_t panel = problem.kernel.panel;
-  team.for_each(divide_up(problem.shape.n, panel), [&](std::int64_t index, int thread) {
-    float* packed = problem.packed_b + thread * problem.capacity.panel_words();
-    const std::int64_t j = index * panel;
-    const std::int64_t columns = std::min(panel, problem.shape.n - j);
-    const Cut whole(columns, columns, problem.b_by_n(), depth);
-    for (std::int64_t task = 0; task < whole.tasks(); ++task) pack_b(problem, j, depth, whole, task, packed);
-    for (std::int64_t tile = 0; tile < rows.tiles(); ++tile) {
-      multiply_tiles(problem, rows, depth, tile, packed, j, columns);
-    }
-  });
-}
-
-/// All threads pack what is not packed yet, then share out the rows of tiles.
-template <class Team>
-void multiply_block(Team& team, const Problem& problem, const Rows& rows, bool new_rows, std::int64_t j,
-                    std::int64_t columns, const Depth& depth) {
-  const std::int64_t panel = problem.kernel.panel;
-  const Cut a = cut_a(problem, rows, depth), b(columns, panel, problem.b_by_n(), depth);
-  const std::int64_t a_tasks = new_rows ? a.tasks() : 0;
-  team.for_each(a_tasks + b.tasks(), [&](std::int64_t task, int) {
-    if (task < a_tasks) {
-      pack_a(problem, rows, depth, a, task);
-    } else {
-      pack_b(problem, j, depth, b, task - a_tasks, problem.packed_b);
-    }
-  });
-
-  const std::int64_t panels = divide_up(columns, panel);
-  std::int64_t groups = divide_up(columns, kColumnsInLevel2);
-  if (team.threads() > 1) groups = std::max(groups, std::min(panels, divide_up(32 * team.threads(), rows.tiles())));
-  const std::int64_t group_columns = divide_up(panels, groups) * panel;
-  groups = divide_up(columns, group_columns);
-  // Groups are the outer loop, so that a thread keeps its part of B in its level-2 cache.
-  team.for_each(groups * rows.tiles(), [&](std::int64_t task, int) {
-    const std::int64_t at = task / rows.tiles() * group_columns;
-    multiply_tiles(problem, rows, depth, task % rows.tiles(), problem.packed_b + at * depth.steps, j + at,
-                   std::min(group_columns, columns - at));
-  });
-}
-
 template <class Team>
 void multiply(Team& team, const Problem& problem) {
   const MatmulShape& shape = problem.shape;
   const std::int64_t rows_at_once = problem.capacity.rows / problem.kernel.words;
-  const std::int64_t columns_at_once = problem.capacity.columns / problem.kernel.words;
   for (std::int64_t p = 0; p < shape.k; p += kBlockKBFloat16) {
     const std::int64_t size = std::min(kBlockKBFloat16, shape.k - p);
     const Depth depth{p, size, divide_up(size, 2) * problem.kernel.words};
     for (std::int64_t i = 0; i < shape.m; i += rows_at_once) {
       const Rows rows = rows_of(problem, i, std::min(rows_at_once, shape.m - i));
-      if (rows.size <= kFewRows) {
-        multiply_few_rows(team, problem, rows, depth);
-        continue;
-      }
-      for (std::int64_t j = 0; j < shape.n; j += columns_at_once) {
-        multiply_block(team, problem, rows, j == 0, j, std::min(columns_at_once, shape.n - j), depth);
-      }
+      const PackingOfA packing(problem, rows, depth);
+      team.for_each(packing.tasks, [&](std::int64_t task, int) { pack_a(problem, rows, depth, packing, task); });
+      const Cut cut(problem, rows, depth, team.threads());
+      team.for_each(cut.tasks(), [&](std::int64_t task, int thread) {
+        multiply_task(problem, rows, depth, cut, task, task + team.threads(),
+                      problem.groups + thread * problem.capacity.group_words);
+      });
     }
   }
 }
@@ -282,7 +300,8 @@ const kernel::Bf16Kernel& bf16_kernel() { return *chosen_kernel().load(std::memo
 
 std::size_t bf16_workspace_bytes(const MatmulShape& shape, int threads) {
   const Capacity capacity(shape);
-  return static_cast<std::size_t>(capacity.a_words() + capacity.b_words(threads)) * sizeof(float) + Buffer::kAlignment;
+  return static_cast<std::size_t>(capacity.a_words() + threads * capacity.group_words) * sizeof(float) +
+         Buffer::kAlignment;
 }
 
 void bf16_matmul(ThreadPool* pool, const MatmulShape& shape, const float* a, const float* b, float* c, bool accumulate,
