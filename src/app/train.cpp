@@ -6,10 +6,12 @@
 #include <cstdio>
 
 #include "app.hpp"
+#include "trainer/comm/shared_memory.hpp"
 #include "trainer/comm/topology.hpp"
 #include "trainer/observe/reporters.hpp"
 #include "trainer/observe/summary.hpp"
 #include "trainer/ops/matmul.hpp"
+#include "trainer/plan/cut.hpp"
 #include "trainer/runtime/agreement.hpp"
 #include "trainer/runtime/train.hpp"
 #include "trainer/runtime/worker.hpp"
@@ -28,7 +30,6 @@ std::string partition_table(const runtime::RunPlan& plan, int threads, std::size
     const plan::Coordinates at = plan.mesh.coordinates(rank);
     const StageId stage(at.pipeline);
     const plan::LocalGraph local = plan::shard(plan.graph, plan.mesh.tensor, at.tensor);
-    const Range units = plan.stage_units[stage.index()];
     double flops = 0;
     const Range nodes = plan.nodes(stage);
     for (std::int64_t i = nodes.begin; i < nodes.end; ++i) {
@@ -39,15 +40,12 @@ std::string partition_table(const runtime::RunPlan& plan, int threads, std::size
     }
     flops *= static_cast<double>(plan.config.training.batch_size / plan.mesh.data);
     const runtime::MemoryPrediction memory = runtime::predict_memory(plan, rank, threads, data_bytes);
-    const auto& first = plan.graph.units[static_cast<std::size_t>(units.begin)].name;
-    const auto& last = plan.graph.units[static_cast<std::size_t>(units.end - 1)].name;
     const runtime::ParameterLayout parameters = runtime::lay_out_parameters(plan, local, at);
     double elements = 0;
     for (const runtime::HeldParameter& held : parameters.held) elements += static_cast<double>(held.elements);
     rows.push_back({fmt::to_string(rank), fmt::to_string(at.pipeline), fmt::to_string(at.data),
-                    fmt::to_string(at.tensor),
-                    units.size() == 1 ? first : fmt::format("{} … {} ({})", first, last, units.size()),
-                    human_count(elements), human_count(flops), human_bytes(static_cast<double>(memory.activations)),
+                    fmt::to_string(at.tensor), plan::describe_stage(plan.graph, nodes), human_count(elements),
+                    human_count(flops), human_bytes(static_cast<double>(memory.activations)),
                     human_bytes(static_cast<double>(memory.total()))});
   }
   return observe::format_table(
@@ -59,15 +57,7 @@ std::string summary(const runtime::RunPlan& plan) {
   const config::Config& c = plan.config;
   std::vector<schedule::StageTimes> times;
   for (std::int64_t s = 0; s < plan.stages(); ++s) {
-    schedule::StageTimes t{0, 0, 0};
-    const Range nodes = plan.nodes(StageId(s));
-    for (std::int64_t i = nodes.begin; i < nodes.end; ++i) {
-      const model::NodeCost cost = model::cost(plan.graph.nodes[static_cast<std::size_t>(i)], plan.graph);
-      t.forward += cost.forward;
-      t.backward_input += cost.backward_input;
-      t.backward_weight += cost.backward_weight;
-    }
-    times.push_back(t);
+    times.push_back(plan::flops_of(plan.graph, plan.nodes(StageId(s))));
   }
   const double bubble = schedule::simulate(plan.training, times).bubble();
   return fmt::format(
@@ -76,8 +66,7 @@ std::string summary(const runtime::RunPlan& plan) {
       "schedule: {}, predicted bubble {:.1f}%\n",
       human_count(static_cast<double>(model::parameter_elements(plan.graph))), plan.graph.units.size(),
       human_count(runtime::step_flops(plan)), plan.mesh.data, plan.mesh.pipeline, plan.mesh.tensor, plan.mesh.size(),
-      c.training.micro_batches, plan.micro_batch_samples,
-      c.parallel.schedule == config::ScheduleName::GPipe ? "gpipe" : "1f1b", 100.0 * bubble);
+      c.training.micro_batches, plan.micro_batch_samples, config::name_of(c.parallel.schedule), 100.0 * bubble);
 }
 
 std::unique_ptr<Observer> make_observers(const config::Config& config, std::int64_t resumed_step) {
@@ -96,7 +85,8 @@ std::unique_ptr<Observer> make_observers(const config::Config& config, std::int6
   return observe::make_fan_out(std::move(all));
 }
 
-// The run's facts for people, on stdout, and for scripts in DIRECTORY/summary.json.
+// The run's facts for people, on stdout, and for scripts in DIRECTORY/summary.json, beside the checkpoints where there
+// are any.
 void report(const runtime::RunPlan& plan, const runtime::TrainResult& result) {
   const auto steps = static_cast<double>(result.last_step - result.first_step + 1);
   if (steps == 0) {
@@ -120,7 +110,8 @@ void report(const runtime::RunPlan& plan, const runtime::TrainResult& result) {
                                            "wait ms/step: receive", "send", "tensor", "gradients"},
                                           rows)));
   if (!result.checkpoint.empty()) print(fmt::format("checkpoint: {}\n", result.checkpoint));
-  const std::string& directory = plan.config.checkpoint.directory;
+  const std::string& checkpoints = plan.config.checkpoint.directory;
+  const std::string& directory = checkpoints.empty() ? plan.config.logging.directory : checkpoints;
   if (directory.empty()) return;
   observe::RunSummary facts;
   facts.first_step = result.first_step;
@@ -131,7 +122,8 @@ void report(const runtime::RunPlan& plan, const runtime::TrainResult& result) {
   facts.seconds = result.seconds;
   facts.exit_code = static_cast<int>(result.code);
   for (std::size_t r = 0; r < result.memory.size(); ++r) {
-    facts.memory.push_back({static_cast<int>(r), result.memory[r].predicted, result.memory[r].measured});
+    const runtime::RankMemory& memory = result.memory[r];
+    facts.memory.push_back({static_cast<int>(r), memory.predicted, memory.measured, memory.live_set, memory.process});
   }
   try {
     storage::real_file_system().write_text(directory + "/summary.json", observe::to_json(facts));
@@ -152,7 +144,7 @@ std::int64_t ranks_to_plan(const config::TrainCommand& command, const config::Co
 // set is in memory already.
 void require_memory(comm::Communicator& world, const runtime::RunPlan& plan, const comm::NodePlan& node) {
   const auto of = [&](std::int64_t rank) {
-    return static_cast<double>(runtime::predict_memory(plan, rank, node.threads, 0).total());
+    return static_cast<double>(runtime::predict_memory(plan, rank, node.threads, 0).own());
   };
   double facts[1] = {of(world.rank())};
   const auto neighbours = world.split_node();
@@ -230,6 +222,7 @@ ExitCode train(Context& context, const config::TrainCommand& command) {
     return ExitCode::Done;
   }
 
+  plan.node_of_rank = comm::node_of_rank(world);
   require_memory(world, plan, node);
   install_signal_handlers();
   runtime::TrainOptions options;

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "trainer/comm/communicator.hpp"
+#include "trainer/comm/shared_memory.hpp"
 #include "trainer/core/error.hpp"
 #include "trainer/core/random.hpp"
 
@@ -24,9 +25,10 @@ struct Lane {
 };
 
 class FaultyTransfer;
+class FaultyMemory;
 
-// The delays of a communicator and of all that are split off it, and the transfers whose starts are held back. Shared,
-// because polling any transfer makes all of them progress, as in MPI.
+// The delays of a communicator and of all that are split off it, and what is held back: starts of transfers and posts
+// in shared memory. Shared, because polling any transfer makes all of them progress, as in MPI.
 class Delays {
  public:
   Delays(std::uint64_t seed, int rank, double max_seconds)
@@ -44,6 +46,8 @@ class Delays {
   void start_due() { start_those_due(Clock::now()); }
   void start_all() { start_those_due(Clock::time_point::max()); }
   int next_communicator() { return communicators_++; }
+  void add(FaultyMemory* memory) { memories_.push_back(memory); }
+  void remove(FaultyMemory* memory) { memories_.remove(memory); }
 
  private:
   void start_those_due(Clock::time_point now);
@@ -53,6 +57,7 @@ class Delays {
   std::uint64_t draws_ = 0;
   int communicators_ = 0;
   std::list<FaultyTransfer*> held_;  // in the order of their starts
+  std::list<FaultyMemory*> memories_;
 };
 
 class FaultyTransfer final : public Transfer {
@@ -98,7 +103,48 @@ class FaultyTransfer final : public Transfer {
   Clock::time_point due_;
 };
 
+// Posts become visible late, in their order.
+class FaultyMemory final : public SharedMemory {
+ public:
+  FaultyMemory(std::shared_ptr<Delays> delays, std::unique_ptr<SharedMemory> inner)
+      : delays_(std::move(delays)), inner_(std::move(inner)) {
+    delays_->add(this);
+  }
+  ~FaultyMemory() override {
+    post_those_due(Clock::time_point::max());
+    delays_->remove(this);
+  }
+  FaultyMemory(const FaultyMemory&) = delete;
+  FaultyMemory& operator=(const FaultyMemory&) = delete;
+
+  std::byte* part(int rank) const override { return inner_->part(rank); }
+  void post(int channel, std::uint64_t value) override {
+    held_.push_back({delays_->next_time(), channel, value});
+    delays_->start_due();
+  }
+  bool reached(int rank, int channel, std::uint64_t value) override {
+    delays_->start_due();
+    return inner_->reached(rank, channel, value);
+  }
+  void post_those_due(Clock::time_point now) {
+    for (; !held_.empty() && held_.front().due <= now; held_.pop_front()) {
+      inner_->post(held_.front().channel, held_.front().value);
+    }
+  }
+
+ private:
+  struct Post {
+    Clock::time_point due;
+    int channel;
+    std::uint64_t value;
+  };
+  std::shared_ptr<Delays> delays_;
+  std::unique_ptr<SharedMemory> inner_;
+  std::list<Post> held_;
+};
+
 void Delays::start_those_due(Clock::time_point now) {
+  for (FaultyMemory* memory : memories_) memory->post_those_due(now);
   for (auto it = held_.begin(); it != held_.end();) {
     const auto same_lane = [&](const FaultyTransfer* earlier) { return earlier->lane() == (*it)->lane(); };
     if (!(*it)->due(now) || std::any_of(held_.begin(), it, same_lane)) {
@@ -137,6 +183,15 @@ class FaultyCommunicator final : public Communicator {
   std::vector<std::string> gather_strings(const std::string& mine) override { return inner().gather_strings(mine); }
   std::unique_ptr<Communicator> split(int color, int key) override { return wrap(inner().split(color, key)); }
   std::unique_ptr<Communicator> split_node() override { return wrap(inner().split_node()); }
+  std::unique_ptr<SharedMemory> share(std::size_t bytes, int channels) override {
+    auto memory = inner().share(bytes, channels);
+    if (memory == nullptr) return nullptr;
+    return std::make_unique<FaultyMemory>(delays_, std::move(memory));
+  }
+  void progress() override {
+    delays_->start_due();
+    inner_.progress();
+  }
 
  private:
   // For a blocking call, which polls no transfer of ours: what others may be waiting for must be on its way.

@@ -14,8 +14,11 @@
 #include <tuple>
 #include <utility>
 
+#include "counters.hpp"
 #include "trainer/comm/communicator.hpp"
+#include "trainer/comm/shared_memory.hpp"
 #include "trainer/core/error.hpp"
+#include "trainer/core/tensor.hpp"
 
 namespace trainer::comm {
 
@@ -231,9 +234,39 @@ T value_at(const std::string& bytes, std::size_t index) {
   return value;
 }
 
+// Parts are counters first, then the memory, as between processes.
+class InProcessMemory final : public SharedMemory {
+ public:
+  using Part = std::shared_ptr<Buffer>;
+  InProcessMemory(std::shared_ptr<const World> world, std::vector<Part> parts, int rank, int channels)
+      : world_(std::move(world)), parts_(std::move(parts)), rank_(rank), channels_(channels) {}
+
+  std::byte* part(int rank) const override {
+    const Part& part = parts_[static_cast<std::size_t>(rank)];
+    return part == nullptr ? nullptr : part->data() + counter_bytes(channels_);
+  }
+  void post(int channel, std::uint64_t value) override { raise(counter(rank_, channel), value); }
+  bool reached(int rank, int channel, std::uint64_t value) override {
+    if (is_at(counter(rank, channel), value)) return true;
+    world_->check();
+    return false;
+  }
+
+ private:
+  std::uint64_t* counter(int rank, int channel) const {
+    return counter_of(parts_[static_cast<std::size_t>(rank)]->data(), channel);
+  }
+
+  std::shared_ptr<const World> world_;
+  std::vector<Part> parts_;  // [rank]; null on other nodes
+  int rank_;
+  int channels_;
+};
+
 class InProcessCommunicator final : public Communicator {
  public:
-  InProcessCommunicator(std::shared_ptr<Group> group, int rank) : group_(std::move(group)), rank_(rank) {}
+  InProcessCommunicator(std::shared_ptr<Group> group, int rank, int node)
+      : group_(std::move(group)), rank_(rank), node_(node) {}
 
   int rank() const override { return rank_; }
   int size() const override { return group_->size(); }
@@ -299,10 +332,29 @@ class InProcessCommunicator final : public Communicator {
     std::sort(members.begin(), members.end());
     const auto me = std::find(members.begin(), members.end(), std::pair{key, rank_});
     auto part = group_->part(sequence, color, static_cast<int>(members.size()));
-    return std::make_unique<InProcessCommunicator>(std::move(part), static_cast<int>(me - members.begin()));
+    return std::make_unique<InProcessCommunicator>(std::move(part), static_cast<int>(me - members.begin()), node_);
   }
 
-  std::unique_ptr<Communicator> split_node() override { return split(0, rank_); }
+  std::unique_ptr<Communicator> split_node() override { return split(node_, rank_); }
+
+  std::unique_ptr<SharedMemory> share(std::size_t bytes, int channels) override {
+    struct Offer {
+      int node;
+      const InProcessMemory::Part* part;
+    };
+    const auto mine = std::make_shared<Buffer>(counter_bytes(channels) + bytes);
+    const std::array<Offer, 1> offer{{{node_, &mine}}};
+    const auto& all = exchange(std::as_bytes(std::span(offer)), "sharing memory");
+    std::vector<InProcessMemory::Part> parts;
+    for (const std::string& theirs : all) {
+      const auto other = value_at<Offer>(theirs, 0);
+      parts.push_back(other.node == node_ ? *other.part : nullptr);
+    }
+    barrier();  // `mine` stays until all have copied it
+    return std::make_unique<InProcessMemory>(group_->world(), std::move(parts), rank_, channels);
+  }
+
+  void progress() override { group_->world()->check(); }
 
  private:
   std::unique_ptr<ChannelTransfer> make_transfer(int from, int to, int peer, int tag) {
@@ -318,12 +370,13 @@ class InProcessCommunicator final : public Communicator {
 
   std::shared_ptr<Group> group_;
   int rank_;
+  int node_;
   std::uint64_t exchanges_ = 0;
 };
 
 }  // namespace
 
-void run_in_process(int ranks, const std::function<void(Communicator&)>& body, SendMode mode) {
+void run_in_process(int ranks, const std::function<void(Communicator&)>& body, SendMode mode, int ranks_per_node) {
   auto world = std::make_shared<World>();
   world->mode = mode;
   const auto group = std::make_shared<Group>(world, ranks);
@@ -331,7 +384,7 @@ void run_in_process(int ranks, const std::function<void(Communicator&)>& body, S
   std::exception_ptr first;
   const auto run = [&](int rank) {
     try {
-      InProcessCommunicator comm(group, rank);
+      InProcessCommunicator comm(group, rank, ranks_per_node > 0 ? rank / ranks_per_node : 0);
       body(comm);
     } catch (...) {
       const std::lock_guard lock(mutex);

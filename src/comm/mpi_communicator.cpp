@@ -10,6 +10,7 @@
 #include <exception>
 #include <numeric>
 
+#include "node_memory.hpp"
 #include "trainer/core/error.hpp"
 
 namespace trainer::comm {
@@ -235,6 +236,15 @@ std::unique_ptr<Communicator> MpiCommunicator::split_node() {
   check_mpi(MPI_Comm_split_type(comm_, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &part),
             "splitting a communicator by node");
   return std::make_unique<MpiCommunicator>(part);
+}
+
+std::unique_ptr<SharedMemory> MpiCommunicator::share(std::size_t bytes, int channels) {
+  return make_node_memory(*this, bytes, channels);
+}
+
+void MpiCommunicator::progress() {
+  int found = 0;
+  check_mpi(MPI_Iprobe(MPI_ANY_SOURCE, MPI_ANY_TAG, comm_, &found, MPI_STATUS_IGNORE), "looking for messages");
 }
 
 }  // namespace trainer::comm

@@ -36,6 +36,8 @@ class MpiCommunicator final : public Communicator {
   std::vector<std::string> gather_strings(const std::string& mine) override;
   std::unique_ptr<Communicator> split(int color, int key) override;
   std::unique_ptr<Communicator> split_node() override;
+  std::unique_ptr<SharedMemory> share(std::size_t bytes, int channels) override;
+  void progress() override;
 
  private:
   // Every rank's `values`, one after the other, in scratch_.

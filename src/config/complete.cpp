@@ -239,6 +239,12 @@ void Completion::others() {
                             "one number a stage",
                             stages, parallel.pipeline));
   }
+  if (parallel.schedule == ScheduleName::ZeroBubbleH1 && !parallel.split_backward) {
+    origin.fail(
+        {"parallel.split_backward", "parallel.schedule"},
+        "parallel.split_backward is false, but parallel.schedule is \"zb-h1\", which fills gaps with the second "
+        "half of the backward; expected true, or another schedule");
+  }
   const Checkpoint& checkpoint = config.checkpoint;
   if (checkpoint.every_steps > 0 && checkpoint.directory.empty()) {
     origin.fail({"checkpoint.directory", "checkpoint.every_steps"},

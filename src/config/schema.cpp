@@ -145,6 +145,9 @@ Key<Optimizer> betas_key(const char* help) {
       });
 }
 
+const Names<ScheduleName> kSchedules = {
+    {"gpipe", ScheduleName::GPipe}, {"1f1b", ScheduleName::OneFOneB}, {"zb-h1", ScheduleName::ZeroBubbleH1}};
+
 Key<Parallel> partition_key(const char* help) {
   const Names<PartitionRule> names = {
       {"uniform", PartitionRule::Uniform}, {"parameters", PartitionRule::Parameters}, {"flops", PartitionRule::Flops}};
@@ -332,10 +335,9 @@ void add_the_rest(Schema& s) {
       {key("data", &P::data, 0, kMostParts, "replicas that share a batch; 0: follows"),
        key("pipeline", &P::pipeline, 0, kMostParts, "stages of the model; 0: follows"),
        key("tensor", &P::tensor, 0, kMostParts, "ranks that share a layer; 0: follows"),
-       key("schedule", &P::schedule, {{"gpipe", ScheduleName::GPipe}, {"1f1b", ScheduleName::OneFOneB}},
-           "order of a stage's work",
-           {"interleaved_1f1b", "interleaved", "zb_h1", "zb_h2", "zb_v", "zb-h1", "zb-h2", "zb-v", "v_half", "v_min",
-            "dualpipe_v", "auto"}),
+       key("schedule", &P::schedule, kSchedules, "order of a stage's work",
+           {"interleaved_1f1b", "interleaved", "zb_h2", "zb_v", "zb-h2", "zb-v", "v_half", "v_min", "dualpipe_v",
+            "auto"}),
        key("split_backward", &P::split_backward, "sends the input's gradient before it computes the weights'"),
        partition_key("what stages balance, or the units of each stage")}};
   s.checkpoint = {"checkpoint",
@@ -425,6 +427,13 @@ const std::vector<SectionInfo>& sections() {
 bool is_later_key(const std::string& path) {
   static const std::vector<std::string> later = {"training.recompute", "parallel.chunks", "parallel.schedule_file"};
   return std::find(later.begin(), later.end(), path) != later.end();
+}
+
+const char* name_of(ScheduleName schedule) {
+  for (const auto& [word, value] : kSchedules) {
+    if (value == schedule) return word;
+  }
+  internal_error("a schedule without a name");
 }
 
 std::string expectation(const Rule& rule) {

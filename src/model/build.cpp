@@ -43,9 +43,16 @@ class Builder {
     return output;
   }
 
-  void begin_unit() { unit_begin_ = static_cast<std::int64_t>(graph_.nodes.size()); }
-  void end_unit(std::string name) {
-    graph_.units.push_back({std::move(name), unit_begin_, static_cast<std::int64_t>(graph_.nodes.size())});
+  void begin_unit() { unit_begin_ = piece_begin_ = static_cast<std::int64_t>(graph_.nodes.size()); }
+  void end_piece(std::string name) {
+    const auto end = static_cast<std::int64_t>(graph_.nodes.size());
+    graph_.pieces.push_back({std::move(name), piece_begin_, end});
+    piece_begin_ = end;
+  }
+  /// The last piece of a unit that is not parted has its name.
+  void end_unit(const std::string& name, const std::string& last_piece = {}) {
+    end_piece(last_piece.empty() ? name : last_piece);
+    graph_.units.push_back({name, unit_begin_, piece_begin_});
   }
 
   ValueId linear(const std::string& name, ValueId x, std::int64_t out, bool bias, Init weight, Init bias_init) {
@@ -93,7 +100,7 @@ class Builder {
  private:
   Graph graph_;
   std::map<std::string, ParameterId> by_name_;
-  std::int64_t unit_begin_ = 0;
+  std::int64_t unit_begin_ = 0, piece_begin_ = 0;
 };
 
 UnaryKind unary_kind(config::Activation activation) {
@@ -134,13 +141,14 @@ ValueId build_gpt(Builder& b, const config::GptModel& m, ValueId tokens) {
     y = b.attention(h + ".attn", y, m.num_heads, m.dropout, true, normal, residual, zero);
     y = b.dropout(h + ".attn.dropout", y, m.dropout);
     x = b.add(h + ".attn.residual", x, y);
+    b.end_piece(h + ".attn");
     y = b.layer_norm(h + ".ln_2", x, 1e-5);
     y = b.linear(h + ".mlp.c_fc", y, 4 * m.hidden_size, true, normal, zero);
     y = b.unary(h + ".mlp.gelu", y, UnaryKind::Gelu);
     y = b.linear(h + ".mlp.c_proj", y, m.hidden_size, true, residual, zero);
     y = b.dropout(h + ".mlp.dropout", y, m.dropout);
     x = b.add(h + ".mlp.residual", x, y);
-    b.end_unit(h);
+    b.end_unit(h, h + ".mlp");
   }
 
   b.begin_unit();
@@ -367,7 +375,9 @@ Graph build(const config::Config& config) {
   add_loss(b, config, output);
   b.end_unit(sequential != nullptr ? fmt::format("layers.{}", sequential->layers.size() - 1) : std::string("head"));
   // A written layer that computes nothing (dropout 0) leaves no unit behind.
-  std::erase_if(graph.units, [](const Unit& unit) { return unit.node_begin == unit.node_end; });
+  for (auto* units : {&graph.units, &graph.pieces}) {
+    std::erase_if(*units, [](const Unit& unit) { return unit.node_begin == unit.node_end; });
+  }
   return std::move(graph);
 }
 

@@ -14,7 +14,11 @@ std::string to_json(const RunSummary& summary) {
   json["exit_code"] = summary.exit_code;
   json["peak_memory"] = Json::array();
   for (const RunSummary::Memory& m : summary.memory) {
-    json["peak_memory"].push_back({{"rank", m.rank}, {"predicted", m.predicted}, {"measured", m.measured}});
+    json["peak_memory"].push_back({{"rank", m.rank},
+                                   {"predicted", m.predicted},
+                                   {"measured", m.measured},
+                                   {"live_set", m.live_set},
+                                   {"process", m.process}});
   }
   return json.dump(2) + "\n";
 }

@@ -1,8 +1,9 @@
 // Causal multi-head attention without a stored score matrix: a row of register tiles of queries at a time forward,
-// tiles of 64 queries × 384 keys backward, scores in scratch only, K and V of a head packed once. The backward makes
-// the probabilities again from q, k and two numbers a row, and takes the rest from dP = dO·Vᵀ and D = rowsum(dO∘O)
-// (Dao, Fu, Ermon, Rudra, Ré: FlashAttention, 2022, appendix B). Chains: over all features for a score; over keys for
-// an output and dQ, restarted every kBlockK; over the queries of a tile for dK and dV, the tiles added in order.
+// tiles of 64 queries × kBlockK keys backward, scores in scratch only, K and V of a head packed once. The backward
+// makes the probabilities again from q, k and two numbers a row, and takes the rest from dP = dO·Vᵀ and D =
+// rowsum(dO∘O) (Dao, Fu, Ermon, Rudra, Ré: FlashAttention, 2022, appendix B). Chains: over all features for a score;
+// over keys for an output and dQ, restarted every kBlockK; over the queries of a tile for dK and dV, the tiles added in
+// order.
 #include <cmath>
 #include <cstring>
 

@@ -4,9 +4,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
-#include <chrono>
 #include <ctime>
+#include <functional>
 
 #include "matmul_bf16.hpp"
 #include "matmul_native.hpp"
@@ -82,12 +83,13 @@ void matmul_block(const MatmulShape& shape, const float* a, const float* b, floa
 }
 
 double measure_peak_flops(MatmulPrecision precision) {
-  using Clock = std::chrono::steady_clock;
   const auto run_chains =
       precision == MatmulPrecision::BFloat16 ? bf16_kernel().multiply_add_chains : matmul_kernel().multiply_add_chains;
-  // The best of many short runs: what the core does when nobody disturbs it.
-  constexpr auto kRun = std::chrono::microseconds(400);
-  constexpr auto kTotal = std::chrono::milliseconds(20);
+  // The best of short runs, what the core does when nobody disturbs it: as many as it takes for the three best to
+  // agree.
+  constexpr double kRunSeconds = 200e-6;
+  constexpr int kFewestRuns = 8, kMostRuns = 100;
+  constexpr double kAgree = 0.995;
   // In this thread's own time: what others do on the core is not the core's speed.
   const auto thread_seconds = [] {
     timespec now{};
@@ -99,15 +101,18 @@ double measure_peak_flops(MatmulPrecision precision) {
     flops = run_chains(rounds);
     return thread_seconds() - start;
   };
-  double flops = 0, best = 0;
+  double flops = 0;
   std::int64_t rounds = 1000;
-  while (seconds_of(rounds, flops) < std::chrono::duration<double>(kRun).count()) rounds *= 2;
-  const auto end = Clock::now() + kTotal;
-  while (Clock::now() < end) {
+  while (seconds_of(rounds, flops) < kRunSeconds) rounds *= 2;
+  std::array<double, 3> best{};  // descending
+  for (int run = 0; run < kMostRuns; ++run) {
     const double seconds = seconds_of(rounds, flops);
-    best = std::max(best, flops / seconds);
+    const double rate = seconds > 0 ? flops / seconds : 0;
+    if (rate > best.back()) best.back() = rate;
+    std::sort(best.begin(), best.end(), std::greater<>());
+    if (run + 1 >= kFewestRuns && best.back() >= kAgree * best.front()) break;
   }
-  return best;
+  return best.front();
 }
 
 void flush_denormals() {

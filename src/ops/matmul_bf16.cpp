@@ -246,7 +246,8 @@ void multiply_task(const Problem& problem, const Rows& rows, const Depth& depth,
                  .rows = std::min(rows.height, rows.size - i),
                  .columns = panel,
                  .k = depth.steps,
-                 .add = problem.accumulate || depth.begin > 0};
+                 .add = problem.accumulate || depth.begin > 0,
+                 .next_a = nullptr};
     for (std::int64_t at = j; at < end_j; at += panel) {
       work.columns = std::min(panel, end_j - at);
       problem.kernel.multiply(work);

@@ -26,6 +26,7 @@ struct TileRow {
   std::int64_t columns;
   std::int64_t k;
   bool add;
+  const float* next_a;  // first element of the tile of A that comes next, as a's steps; fetched meanwhile. Null: none.
 };
 
 struct Kernel {

@@ -77,7 +77,8 @@ struct Problem {
             .rows = rows,
             .columns = columns,
             .k = depth,
-            .add = accumulate || p > 0};
+            .add = accumulate || p > 0,
+            .next_a = nullptr};
   }
 };
 
@@ -162,6 +163,8 @@ void multiply_task(const Problem& problem, const Cut& cut, std::int64_t task, co
       if (cut.pack_a) {
         kernel.pack(work.a, rows, depth, kernel.a_step, scratch.a_tile);
         work.a = {scratch.a_tile, 1, kernel.a_step};
+      } else if (i + 2 * cut.height <= end) {
+        work.next_a = work.a.data + cut.height * work.a.step;
       }
       kernel.multiply(work);
     }

@@ -55,9 +55,29 @@ struct Tiles {
     });
   }
 
+  /// What a tile asks the memory for on its way: one line for two k-steps.
+  struct Fetch {
+    const float* at = nullptr;
+    std::int64_t pair_step = 0;   // from one line to the next, eight times
+    std::int64_t chunk_step = 0;  // from one such eight to the next
+  };
+
+  /// The part of the next tile of A that panel `panel` fetches: eight of its rows, or every other of its columns.
+  static Fetch fetch_at(const TileRow& work, std::int64_t panel) {
+    const Operand& a = work.a;
+    if (work.next_a == nullptr) return {};
+    if (a.k_step == 1) {
+      if (8 * panel >= work.rows) return {};
+      return {work.next_a + 8 * panel * a.step, a.step, 16};
+    }
+    if (panel > 1) return {};
+    return {work.next_a + panel * a.k_step + (work.rows - 1) * a.step, 2 * a.k_step, 16 * a.k_step};
+  }
+
   /// One kRows × (kVectors · lanes) tile.
   template <int kRows, int kVectors>
-  static void tile(const TileRow& work, const float* b, float* c, std::int64_t columns, const float* bias) {
+  static void tile(const TileRow& work, const float* b, float* c, std::int64_t columns, const float* bias,
+                   const Fetch& fetch) {
     const std::int64_t ldc = work.ldc;
     Type sums[kRows][kVectors];
     unrolled<kRows>([&]<int r>() __attribute__((always_inline)) {
@@ -85,16 +105,27 @@ struct Tiles {
         asm("" : "+r"(bases[i]));  // else the sum is folded into every address, at an instruction each
       });
     };
-    for (std::int64_t pair = work.k / 2; pair > 0; --pair) {
+    std::int64_t left = work.k;
+    if (fetch.at != nullptr) {
+      for (const float* chunk = fetch.at; left >= 16; left -= 16, chunk += fetch.chunk_step) {
+        const float* at = chunk;
+        for (int pair = 0; pair < 8; ++pair, at += fetch.pair_step) {
+          __builtin_prefetch(at);
+          add_product();
+          add_product();
+        }
+      }
+    }
+    for (; left >= 2; left -= 2) {
       add_product();
       add_product();
     }
-    if (work.k % 2 != 0) add_product();
+    if (left != 0) add_product();
 
     write_back<kRows, kVectors>(sums, work, c, columns, bias);
   }
 
-  using TileFunction = void (*)(const TileRow&, const float*, float*, std::int64_t, const float*);
+  using TileFunction = void (*)(const TileRow&, const float*, float*, std::int64_t, const float*, const Fetch&);
 
   template <int kVectors, int kRows = V::kRows>
   static TileFunction tile_for(std::int64_t rows) {
@@ -111,9 +142,9 @@ struct Tiles {
     const auto bias_at = [&] { return work.bias == nullptr ? nullptr : work.bias + at; };
     for (; work.columns - at > kPanel - V::kLanes; at += kPanel, b += work.b_step) {
       const std::int64_t left = work.columns - at;
-      full(work, b, work.c + at, left < kPanel ? left : kPanel, bias_at());
+      full(work, b, work.c + at, left < kPanel ? left : kPanel, bias_at(), fetch_at(work, at / kPanel));
     }
-    if (at < work.columns) tile_for<1>(work.rows)(work, b, work.c + at, work.columns - at, bias_at());
+    if (at < work.columns) tile_for<1>(work.rows)(work, b, work.c + at, work.columns - at, bias_at(), {});
   }
 
   static void pack(const Operand& from, std::int64_t count, std::int64_t k, std::int64_t dst_step, float* dst) {

@@ -100,7 +100,8 @@ void PackedOperand::multiply(const Part& part, const kernel::Operand& a, float* 
          .rows = part.rows,
          .columns = part.columns,
          .k = steps(end - k),
-         .add = part.add || k > part.k_begin});
+         .add = part.add || k > part.k_begin,
+         .next_a = nullptr});
     k = end;
   }
 }

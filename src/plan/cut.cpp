@@ -73,20 +73,115 @@ std::vector<Range> written_cut(const model::Graph& graph, const std::vector<std:
   return cut;
 }
 
-double unit_cost(const model::Graph& graph, const model::Unit& unit, config::PartitionRule rule) {
+double parameters_of(const model::Graph& graph, const model::Unit& unit) {
   double sum = 0;
   for (std::int64_t i = unit.node_begin; i < unit.node_end; ++i) {
-    const model::Node& node = graph.nodes[static_cast<std::size_t>(i)];
-    if (rule == config::PartitionRule::Flops) {
-      const model::NodeCost cost = model::cost(node, graph);
-      sum += cost.forward + cost.backward_input + cost.backward_weight;
-    } else {
-      for (const ParameterId p : node.parameters) {
-        sum += static_cast<double>(graph.parameters[p.index()].shape.elements());
-      }
+    for (const ParameterId p : graph.nodes[static_cast<std::size_t>(i)].parameters) {
+      sum += static_cast<double>(graph.parameters[p.index()].shape.elements());
     }
   }
   return sum;
+}
+
+double sum_of(const schedule::StageTimes& times) {
+  return times.forward + times.backward_input + times.backward_weight;
+}
+
+// Looks for the cut with the shortest simulated step: from the balanced one on, while moving one boundary, or all from
+// one on, by one piece shortens it. Each simulation walks the whole table, so large ones get few.
+class StepSearch {
+ public:
+  StepSearch(const std::vector<schedule::StageTimes>& costs, const schedule::Schedule& table)
+      : table_(table), prefix_(costs.size() + 1, schedule::StageTimes{0, 0, 0}) {
+    for (std::size_t i = 0; i < costs.size(); ++i) {
+      prefix_[i + 1] = {prefix_[i].forward + costs[i].forward, prefix_[i].backward_input + costs[i].backward_input,
+                        prefix_[i].backward_weight + costs[i].backward_weight};
+    }
+    std::size_t actions = 0;
+    for (const auto& row : table.ranks) actions += row.size();
+    simulations_left_ = static_cast<std::int64_t>(kMostActions / std::max<std::size_t>(1, actions));
+  }
+
+  std::vector<Range> improve(std::vector<Range> cut) {
+    double best = step(cut);
+    for (bool better = true; better;) {
+      better = false;
+      std::vector<Range> found = cut;
+      for (std::size_t s = 1; s < cut.size(); ++s) {
+        for (const std::int64_t by : {-1, 1}) {
+          for (const bool all_behind : {false, true}) {
+            const std::vector<Range> moved = shifted(cut, s, by, all_behind);
+            if (moved.empty() || simulations_left_-- <= 0) continue;
+            const double time = step(moved);
+            if (time >= best * (1 - kWorthwhile)) continue;
+            best = time;
+            found = moved;
+            better = true;
+          }
+        }
+      }
+      cut = std::move(found);
+    }
+    return cut;
+  }
+
+ private:
+  static constexpr std::size_t kMostActions = 2'000'000;
+  static constexpr double kWorthwhile = 1e-6;
+
+  double step(const std::vector<Range>& cut) const {
+    std::vector<schedule::StageTimes> times;
+    for (const Range part : cut) {
+      const auto& a = prefix_[static_cast<std::size_t>(part.begin)];
+      const auto& b = prefix_[static_cast<std::size_t>(part.end)];
+      times.push_back(
+          {b.forward - a.forward, b.backward_input - a.backward_input, b.backward_weight - a.backward_weight});
+    }
+    return schedule::simulate(table_, times).step;
+  }
+
+  // Boundary `s` (before stage s), or all from it on, moved by `by` pieces; empty when a stage would be.
+  static std::vector<Range> shifted(std::vector<Range> cut, std::size_t s, std::int64_t by, bool all_behind) {
+    const std::size_t last = all_behind ? cut.size() - 1 : s;
+    for (std::size_t i = s; i <= last; ++i) {
+      cut[i].begin += by;
+      cut[i - 1].end += by;
+    }
+    for (const Range part : cut) {
+      if (part.size() < 1) return {};
+    }
+    return cut;
+  }
+
+  const schedule::Schedule& table_;
+  std::vector<schedule::StageTimes> prefix_;  // [i] of the first i pieces
+  std::int64_t simulations_left_ = 0;
+};
+
+std::vector<Range> shortest_step(const model::Graph& graph, const schedule::Schedule& table) {
+  std::vector<schedule::StageTimes> costs;
+  std::vector<double> sums;
+  for (const model::Unit& piece : graph.pieces) {
+    costs.push_back(flops_of(graph, {piece.node_begin, piece.node_end}));
+    sums.push_back(sum_of(costs.back()));
+  }
+  return StepSearch(costs, table).improve(balanced_cut(sums, table.stages));
+}
+
+std::vector<Range> nodes_of(const std::vector<model::Unit>& units, const std::vector<Range>& cut) {
+  std::vector<Range> nodes;
+  for (const Range part : cut) {
+    nodes.push_back({units[static_cast<std::size_t>(part.begin)].node_begin,
+                     units[static_cast<std::size_t>(part.end - 1)].node_end});
+  }
+  return nodes;
+}
+
+// The index of the unit that has this node.
+std::size_t unit_of(const std::vector<model::Unit>& units, std::int64_t node) {
+  std::size_t i = 0;
+  while (units[i].node_end <= node) ++i;
+  return i;
 }
 
 }  // namespace
@@ -100,8 +195,10 @@ std::vector<Range> balanced_cut(const std::vector<double>& costs, std::int64_t p
   return solve(prefix, parts, false, largest, squares);
 }
 
-std::vector<Range> cut_stages(const model::Graph& graph, const config::Parallel& parallel, std::int64_t stages) {
+std::vector<Range> cut_stages(const model::Graph& graph, const config::Parallel& parallel,
+                              const schedule::Schedule& table) {
   const auto units = static_cast<std::int64_t>(graph.units.size());
+  const std::int64_t stages = table.stages;
   if (stages > units) {
     throw Error(
         ExitCode::Usage,
@@ -109,26 +206,58 @@ std::vector<Range> cut_stages(const model::Graph& graph, const config::Parallel&
                     "at most {}",
                     stages, units, graph.units.front().name, graph.units.back().name, units));
   }
-  std::vector<Range> cut;
   switch (parallel.partition) {
     case config::PartitionRule::Written:
-      return written_cut(graph, parallel.partition_units, stages);
-    case config::PartitionRule::Uniform:
+      return nodes_of(graph.units, written_cut(graph, parallel.partition_units, stages));
+    case config::PartitionRule::Uniform: {
+      std::vector<Range> cut;
       for (std::int64_t s = 0; s < stages; ++s) cut.push_back(split_range(units, stages, s));
-      return cut;
-    case config::PartitionRule::Parameters:
-    case config::PartitionRule::Flops: {
-      std::vector<double> costs;
-      for (const model::Unit& unit : graph.units) costs.push_back(unit_cost(graph, unit, parallel.partition));
-      return balanced_cut(costs, stages);
+      return nodes_of(graph.units, cut);
     }
+    case config::PartitionRule::Parameters: {
+      std::vector<double> costs;
+      for (const model::Unit& unit : graph.units) costs.push_back(parameters_of(graph, unit));
+      return nodes_of(graph.units, balanced_cut(costs, stages));
+    }
+    case config::PartitionRule::Flops:
+      return nodes_of(graph.pieces, shortest_step(graph, table));
   }
   internal_error("an unknown partition rule");
 }
 
-Range nodes_of(const model::Graph& graph, Range units) {
-  return {graph.units[static_cast<std::size_t>(units.begin)].node_begin,
-          graph.units[static_cast<std::size_t>(units.end - 1)].node_end};
+schedule::StageTimes flops_of(const model::Graph& graph, Range nodes) {
+  schedule::StageTimes times{0, 0, 0};
+  for (std::int64_t i = nodes.begin; i < nodes.end; ++i) {
+    const model::NodeCost cost = model::cost(graph.nodes[static_cast<std::size_t>(i)], graph);
+    times.forward += cost.forward;
+    times.backward_input += cost.backward_input;
+    times.backward_weight += cost.backward_weight;
+  }
+  return times;
+}
+
+std::string describe_stage(const model::Graph& graph, Range nodes) {
+  const std::size_t first = unit_of(graph.units, nodes.begin);
+  const std::size_t last = unit_of(graph.units, nodes.end - 1);
+  // A unit that is cut counts for the share of its pieces that the stage has.
+  double count = 0;
+  for (std::size_t u = first; u <= last; ++u) {
+    const model::Unit& unit = graph.units[u];
+    double pieces = 0;
+    double mine = 0;
+    for (const model::Unit& piece : graph.pieces) {
+      if (piece.node_begin < unit.node_begin || piece.node_end > unit.node_end) continue;
+      pieces += 1;
+      mine += piece.node_begin >= nodes.begin && piece.node_end <= nodes.end ? 1 : 0;
+    }
+    count += mine / pieces;
+  }
+  const bool whole_first = graph.units[first].node_begin == nodes.begin && graph.units[first].node_end <= nodes.end;
+  const bool whole_last = graph.units[last].node_end == nodes.end && graph.units[last].node_begin >= nodes.begin;
+  const std::string& from =
+      whole_first ? graph.units[first].name : graph.pieces[unit_of(graph.pieces, nodes.begin)].name;
+  const std::string& to = whole_last ? graph.units[last].name : graph.pieces[unit_of(graph.pieces, nodes.end - 1)].name;
+  return from == to ? from : fmt::format("{} … {} ({:g})", from, to, count);
 }
 
 }  // namespace trainer::plan

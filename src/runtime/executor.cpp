@@ -16,6 +16,7 @@ enum class Direction { Forward = 0, Backward = 1 };
 // Tags are a function of (receiving side's boundary, direction, port, executor): previous and next may be one rank.
 int tag_of(StageId lower_stage, Direction direction, std::size_t port, int channel) {
   constexpr int kPorts = 8;
+  static_assert(2 * 2 * kPorts == StageMessages::kLanes);
   if (port >= kPorts) internal_error("more than eight values cross a stage boundary");
   return ((lower_stage.value * 2 + static_cast<int>(direction)) * 2 + channel) * kPorts + static_cast<int>(port);
 }
@@ -32,7 +33,7 @@ std::vector<std::int32_t> order_of(const std::vector<Action>& actions, StageId s
 
 Executor::Executor(const model::Graph& graph, const schedule::Schedule& schedule, const schedule::StageSlots& slots,
                    StageId stage, const StageLayout& layout, std::byte* arena, StageRunner& runner,
-                   comm::Communicator& pipeline, int channel, std::vector<int> world_ranks)
+                   StageMessages& messages, int channel, std::vector<int> world_ranks)
     : graph_(graph),
       schedule_(schedule),
       slots_(slots),
@@ -41,11 +42,12 @@ Executor::Executor(const model::Graph& graph, const schedule::Schedule& schedule
       arena_(arena),
       arena_layout_(lay_out_arena(layout, slots)),
       runner_(runner),
+      messages_(messages),
       world_ranks_(std::move(world_ranks)) {
   const int rank = schedule.rank_of_stage[stage.index()];
   const auto& actions = schedule.ranks[static_cast<std::size_t>(rank)];
-  if (stage.value > 0) wire_inputs(pipeline, channel);
-  if (stage.value + 1 < schedule.stages) wire_outputs(pipeline, channel);
+  if (stage.value > 0) wire_inputs(channel);
+  if (stage.value + 1 < schedule.stages) wire_outputs(channel);
   forward_receiver_.order = order_of(actions, stage, ActionKind::RecvForward);
   forward_receiver_.slot_of = &slots_.weight_input;
   forward_receiver_.what = "the activations of micro-batch";
@@ -63,7 +65,8 @@ Executor::Executor(const model::Graph& graph, const schedule::Schedule& schedule
 
 std::byte* Executor::slot_of(Region region, std::int32_t slot) const {
   const auto r = static_cast<std::size_t>(region);
-  return arena_ + arena_layout_.begin[r] + layout_.bytes[r] * static_cast<std::size_t>(slot);
+  std::byte* const memory = is_message(region) ? messages_.memory() : arena_;
+  return memory + arena_layout_.begin[r] + layout_.bytes[r] * static_cast<std::size_t>(slot);
 }
 
 template <class MakeTransfer>
@@ -77,31 +80,31 @@ Executor::Lane Executor::make_lane(Place place, const MakeTransfer& make) const 
 }
 
 // The boundary to the stage before: its values come, their gradients go.
-void Executor::wire_inputs(comm::Communicator& pipeline, int channel) {
+void Executor::wire_inputs(int channel) {
   const StageId before(stage_.value - 1);
   peer_before_ = schedule_.rank_of_stage[before.index()];
   for (std::size_t p = 0; p < layout_.inputs.size(); ++p) {
     const Port& port = layout_.inputs[p];
     forward_receiver_.ports.push_back(make_lane(port.value_message, [&](std::byte* memory) {
-      return pipeline.make_receive(memory, port.bytes, peer_before_, tag_of(before, Direction::Forward, p, channel));
+      return messages_.make_receive(memory, port.bytes, peer_before_, tag_of(before, Direction::Forward, p, channel));
     }));
     if (!layout_.training) continue;
     backward_sender_.ports.push_back(make_lane(port.gradient_message, [&](std::byte* memory) {
-      return pipeline.make_send(memory, port.bytes, peer_before_, tag_of(before, Direction::Backward, p, channel));
+      return messages_.make_send(memory, port.bytes, peer_before_, tag_of(before, Direction::Backward, p, channel));
     }));
   }
 }
 
-void Executor::wire_outputs(comm::Communicator& pipeline, int channel) {
+void Executor::wire_outputs(int channel) {
   peer_after_ = schedule_.rank_of_stage[stage_.index() + 1];
   for (std::size_t p = 0; p < layout_.outputs.size(); ++p) {
     const Port& port = layout_.outputs[p];
     forward_sender_.ports.push_back(make_lane(port.value_message, [&](std::byte* memory) {
-      return pipeline.make_send(memory, port.bytes, peer_after_, tag_of(stage_, Direction::Forward, p, channel));
+      return messages_.make_send(memory, port.bytes, peer_after_, tag_of(stage_, Direction::Forward, p, channel));
     }));
     if (!layout_.training) continue;
     backward_receiver_.ports.push_back(make_lane(port.gradient_message, [&](std::byte* memory) {
-      return pipeline.make_receive(memory, port.bytes, peer_after_, tag_of(stage_, Direction::Backward, p, channel));
+      return messages_.make_receive(memory, port.bytes, peer_after_, tag_of(stage_, Direction::Backward, p, channel));
     }));
   }
 }

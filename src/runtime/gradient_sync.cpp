@@ -4,6 +4,7 @@
 #include <set>
 
 #include "trainer/core/error.hpp"
+#include "trainer/ops/sum.hpp"
 
 namespace trainer::runtime {
 
@@ -42,69 +43,115 @@ int tied_uses_before(const RunPlan& plan, ParameterId parameter) {
 
 }  // namespace
 
-GradientSync::GradientSync(const RunPlan& plan, const plan::Coordinates& at, Parameters& parameters,
-                           comm::Communicator& data, comm::Communicator& pipeline) {
-  const StageId stage(at.pipeline);
-  if (data.size() > 1) make_buckets(parameters, data, plan.nodes(stage));
-  make_tied(plan, at, parameters, pipeline);
+GradientSync::GradientSync(const RunPlan& plan, const plan::Coordinates& at, Parameters& parameters, ThreadPool& pool,
+                           comm::Communicator& data, comm::Communicator& pipeline)
+    : parameters_(parameters), pool_(pool), replicas_(data.size()), terms_(static_cast<std::size_t>(data.size())) {
+  if (replicas_ > 1) make_buckets(data, plan.nodes(StageId(at.pipeline)));
+  make_tied(plan, at, pipeline);
 }
 
-void GradientSync::make_buckets(Parameters& parameters, comm::Communicator& data, Range nodes) {
-  for (const BucketRange& range : bucket_ranges(parameters.layout(), nodes.begin)) {
+void GradientSync::make_buckets(comm::Communicator& data, Range nodes) {
+  const ParameterLayout& layout = parameters_.layout();
+  for (const BucketRange& range : bucket_ranges(layout, nodes.begin)) {
     Bucket bucket;
     bucket.first_node = range.first_node;
-    bucket.reduce =
-        data.make_all_reduce(parameters.gradients() + range.begin, static_cast<std::int64_t>(range.end - range.begin));
+    if (parameters_.shared() == nullptr) {
+      bucket.reduce = data.make_all_reduce(parameters_.gradients() + range.begin,
+                                           static_cast<std::int64_t>(range.end - range.begin));
+    } else {
+      for (const HeldParameter& held : layout.held) {
+        for (const std::size_t gradient : held.gradients) {
+          if (gradient < range.begin || gradient >= range.end) continue;
+          for (const Piece& piece : parameters_.duty(held)) {
+            const std::int64_t begin = static_cast<std::int64_t>(gradient) + piece.begin;
+            bucket.duty.push_back({begin, begin + piece.box.elements()});
+          }
+        }
+      }
+    }
     buckets_.push_back(std::move(bucket));
   }
 }
 
-void GradientSync::make_tied(const RunPlan& plan, const plan::Coordinates& at, Parameters& parameters,
-                             comm::Communicator& pipeline) {
-  const StageId stage(at.pipeline);
-  for (const HeldParameter& held : parameters.layout().held) {
-    const auto& uses = plan.uses(held.id);
-    if (uses.size() < 2) continue;
-    const int first_tag = kTiedTagBase + tied_uses_before(plan, held.id);
-    std::set<StageId> holders;
-    for (const ParameterUse& use : uses) holders.insert(use.stage);
-    Tied tied;
-    tied.elements = held.elements;
-    tied.sum = parameters.gradients() + held.gradients.front();
-    const std::size_t bytes = static_cast<std::size_t>(held.elements) * sizeof(float);
-    std::size_t local_use = 0;
-    for (std::size_t u = 0; u < uses.size(); ++u) {
-      const int tag = first_tag + static_cast<int>(u);
-      TiedUse use;
-      use.world_peer = static_cast<int>(plan.mesh.rank({at.data, uses[u].stage.value, at.tensor}));
-      if (uses[u].stage == stage) {
-        use.gradient = parameters.gradients() + held.gradients[local_use++];
-        for (const StageId holder : holders) {
-          if (holder != stage) use.sends.push_back(pipeline.make_send(use.gradient, bytes, holder.value, tag));
-        }
-      } else {
-        use.received = Buffer(bytes);
-        use.gradient = use.received.f32();
-        use.receive = pipeline.make_receive(use.gradient, bytes, uses[u].stage.value, tag);
-      }
-      tied.uses.push_back(std::move(use));
+void GradientSync::make_tied(const RunPlan& plan, const plan::Coordinates& at, comm::Communicator& pipeline) {
+  for (const HeldParameter& held : parameters_.layout().held) {
+    if (plan.uses(held.id).size() < 2) continue;
+    for (const Piece& piece : parameters_.duty(held)) {
+      tied_.push_back(make_tied_piece(plan, at, pipeline, held, piece));
     }
-    tied_.push_back(std::move(tied));
   }
 }
 
+// Pieces of one parameter follow each other under one tag a use, in the same order on every stage.
+GradientSync::Tied GradientSync::make_tied_piece(const RunPlan& plan, const plan::Coordinates& at,
+                                                 comm::Communicator& pipeline, const HeldParameter& held,
+                                                 const Piece& piece) {
+  const StageId stage(at.pipeline);
+  const auto& uses = plan.uses(held.id);
+  const int first_tag = kTiedTagBase + tied_uses_before(plan, held.id);
+  std::set<StageId> holders;
+  for (const ParameterUse& use : uses) holders.insert(use.stage);
+  Tied tied;
+  tied.elements = piece.box.elements();
+  tied.sum = parameters_.gradients() + held.gradients.front() + piece.begin;
+  const std::size_t bytes = static_cast<std::size_t>(tied.elements) * sizeof(float);
+  std::size_t local_use = 0;
+  for (std::size_t u = 0; u < uses.size(); ++u) {
+    const int tag = first_tag + static_cast<int>(u);
+    TiedUse use;
+    use.world_peer = static_cast<int>(plan.mesh.rank({at.data, uses[u].stage.value, at.tensor}));
+    if (uses[u].stage == stage) {
+      use.gradient = parameters_.gradients() + held.gradients[local_use++] + piece.begin;
+      for (const StageId holder : holders) {
+        if (holder != stage) use.sends.push_back(pipeline.make_send(use.gradient, bytes, holder.value, tag));
+      }
+    } else {
+      use.received = Buffer(bytes);
+      use.gradient = use.received.f32();
+      use.receive = pipeline.make_receive(use.gradient, bytes, uses[u].stage.value, tag);
+    }
+    tied.uses.push_back(std::move(use));
+  }
+  return tied;
+}
+
 void GradientSync::weight_done(NodeId node) {
-  for (Bucket& bucket : buckets_) {
+  for (std::size_t b = 0; b < buckets_.size(); ++b) {
+    Bucket& bucket = buckets_[b];
     if (bucket.started || bucket.first_node != node) continue;
-    bucket.reduce->start();
     bucket.started = true;
+    if (bucket.reduce) {
+      bucket.reduce->start();
+    } else {
+      parameters_.shared()->post(kBucketsReady, buckets_before_ + b + 1);
+    }
   }
   progress();
 }
 
+bool GradientSync::all_reached(ReplicaChannel channel, std::uint64_t value) {
+  for (int r = 0; r < replicas_; ++r) {
+    if (!parameters_.shared()->reached(r, channel, value)) return false;
+  }
+  return true;
+}
+
+bool GradientSync::test(std::size_t b) {
+  const Bucket& bucket = buckets_[b];
+  if (bucket.reduce) return bucket.reduce->test();
+  if (!all_reached(kBucketsReady, buckets_before_ + b + 1)) return false;
+  for (const Range& range : bucket.duty) {
+    for (int r = 0; r < replicas_; ++r) {
+      terms_[static_cast<std::size_t>(r)] = parameters_.gradients_of(r) + range.begin;
+    }
+    ops::sum_terms(pool_, terms_, parameters_.gradients() + range.begin, range.size(), false);
+  }
+  return true;
+}
+
 void GradientSync::progress() {
   for (std::size_t b = oldest_; b < buckets_.size() && buckets_[b].started; ++b) {
-    if (!buckets_[b].done) buckets_[b].done = buckets_[b].reduce->test();
+    if (!buckets_[b].done) buckets_[b].done = test(b);
     if (b == oldest_ && buckets_[b].done) ++oldest_;
   }
 }
@@ -123,6 +170,7 @@ void GradientSync::finish_replicas() {
   }
   for (Bucket& bucket : buckets_) bucket.started = bucket.done = false;
   oldest_ = 0;
+  buckets_before_ += buckets_.size();
 }
 
 void GradientSync::finish_tied() {
@@ -148,24 +196,35 @@ void GradientSync::finish_tied() {
   }
 }
 
-std::size_t GradientSync::extra_bytes(const RunPlan& plan, const ParameterLayout& parameters,
-                                      const plan::Coordinates& at) {
+void GradientSync::finish_update() {
+  if (parameters_.shared() == nullptr) return;
+  parameters_.shared()->post(kWeightsUpdated, ++updates_);
+  const auto poll = [this] { return all_reached(kWeightsUpdated, updates_); };
+  waited_ += comm::wait_until(std::ref(poll), {"other replicas' part of the weights", -1, -1});
+}
+
+GradientMemory gradient_memory(const RunPlan& plan, const ParameterLayout& parameters, const plan::Coordinates& at) {
   const StageId stage(at.pipeline);
-  std::size_t bytes = 0;
-  if (plan.mesh.data > 1) {
+  GradientMemory memory;
+  if (plan.mesh.data > 1 && !parameters.shared) {
     for (const BucketRange& range : bucket_ranges(parameters, plan.nodes(stage).begin)) {
-      bytes += comm::Communicator::all_reduce_extra_bytes(static_cast<std::int64_t>(range.end - range.begin),
-                                                          static_cast<int>(plan.mesh.data));
+      memory.own += comm::Communicator::all_reduce_extra_bytes(static_cast<std::int64_t>(range.end - range.begin),
+                                                               static_cast<int>(plan.mesh.data));
     }
   }
   for (const HeldParameter& held : parameters.held) {
+    std::int64_t duty = 0;
+    for (const Piece& piece : held.share) duty += piece.box.elements();
+    const auto neighbours = parameters.shared ? static_cast<std::size_t>(plan.mesh.data - 1) : 0;
+    memory.neighbours += neighbours * held.gradients.size() * static_cast<std::size_t>(duty) * sizeof(float);
     const auto& uses = plan.uses(held.id);
     if (uses.size() < 2) continue;
     const auto remote =
         std::count_if(uses.begin(), uses.end(), [stage](const ParameterUse& use) { return use.stage != stage; });
-    bytes += static_cast<std::size_t>(remote) * static_cast<std::size_t>(held.elements) * sizeof(float);
+    memory.own += static_cast<std::size_t>(remote) * sizeof(float) *
+                  static_cast<std::size_t>(parameters.shared ? duty : held.elements);
   }
-  return bytes;
+  return memory;
 }
 
 }  // namespace trainer::runtime

@@ -46,7 +46,7 @@ InferenceModel::InferenceModel(comm::Communicator& alone, const config::Config& 
     const model::Parameter& parameter = plan_.graph.parameters[held.id.index()];
     checkpoint.read(parameter.name, held.boxes.front(), parameters_->weights() + held.weight);
   }
-  tensor_ = std::make_unique<TensorGroup>(alone);
+  tensor_ = std::make_unique<TensorGroup>(alone, 0);
   runner_ = std::make_unique<StageRunner>(plan_.graph, local_, layout_, *parameters_, pool, *tensor_);
   const ArenaLayout arena = lay_out_arena(layout_, {});
   arena_ = Buffer(arena.bytes);

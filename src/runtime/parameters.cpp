@@ -14,18 +14,26 @@ std::size_t align_elements(std::size_t elements) {
   return (elements + kAlignElements - 1) / kAlignElements * kAlignElements;
 }
 
-float initial_value(const model::Init& init, const RandomStream& stream, std::uint64_t index) {
+// Elements of one tensor whose global indices follow each other from `first`.
+void set_initial(const model::Init& init, const RandomStream& stream, std::uint64_t first, float* to,
+                 std::int64_t count) {
+  const auto scale = static_cast<float>(init.scale);
   switch (init.kind) {
     case model::InitKind::Zero:
-      return 0.0f;
+      std::fill_n(to, count, 0.0f);
+      return;
     case model::InitKind::One:
-      return 1.0f;
+      std::fill_n(to, count, 1.0f);
+      return;
     case model::InitKind::Normal:
-      return static_cast<float>(init.scale) * stream.normal(index);
+      for (std::int64_t i = 0; i < count; ++i) to[i] = scale * stream.normal(first + static_cast<std::uint64_t>(i));
+      return;
     case model::InitKind::Uniform:
-      return static_cast<float>(init.scale) * (2.0f * stream.uniform(index) - 1.0f);
+      for (std::int64_t i = 0; i < count; ++i) {
+        to[i] = scale * (2.0f * stream.uniform(first + static_cast<std::uint64_t>(i)) - 1.0f);
+      }
+      return;
   }
-  return 0.0f;
 }
 
 // Global row-major index of element `i` of a box.
@@ -40,12 +48,35 @@ std::uint64_t global_index(const Box& box, const Shape& shape, std::int64_t i) {
   return static_cast<std::uint64_t>(index);
 }
 
+// Rows [begin, end) of a box that lies at element `at` of its parameter's memory.
+Piece rows_of(const Box& box, std::int64_t at, Range rows) {
+  Piece piece{box, at, 0};
+  if (box.extent.dims() == 0) return piece;
+  piece.begin += box.elements() / std::max<std::int64_t>(1, box.extent[0]) * rows.begin;
+  piece.box.start[0] += rows.begin;
+  piece.box.extent[0] = rows.size();
+  return piece;
+}
+
+std::vector<Piece> share_of(const std::vector<Box>& boxes, std::int64_t replicas, std::int64_t replica) {
+  std::vector<Piece> share;
+  std::int64_t at = 0;
+  for (const Box& box : boxes) {
+    const std::int64_t rows = box.extent.dims() == 0 ? 1 : box.extent[0];
+    const Range mine = split_range(rows, replicas, replica);
+    if (mine.size() > 0) share.push_back(rows_of(box, at, mine));
+    at += box.elements();
+  }
+  return share;
+}
+
 }  // namespace
 
 ParameterLayout lay_out_parameters(const RunPlan& plan, const plan::LocalGraph& local, const plan::Coordinates& at) {
   const StageId stage(at.pipeline);
   const Range nodes = plan.nodes(stage);
   ParameterLayout layout;
+  layout.shared = plan.mesh.data > 1 && on_one_node(plan, at).data;
   std::vector<std::int64_t> held_index(plan.graph.parameters.size(), -1);
   for (std::size_t p = 0; p < plan.graph.parameters.size(); ++p) {
     const ParameterId id(static_cast<std::int64_t>(p));
@@ -57,6 +88,11 @@ ParameterLayout lay_out_parameters(const RunPlan& plan, const plan::LocalGraph& 
     held.boxes = local.parameters[p].boxes;
     held.elements = local.parameters[p].elements();
     held.weight = layout.weight_elements;
+    held.share = share_of(held.boxes, plan.mesh.data, at.data);
+    for (Piece& piece : held.share) {
+      piece.state = layout.state_elements;
+      layout.state_elements += align_elements(static_cast<std::size_t>(piece.box.elements()));
+    }
     held.decay = plan.graph.parameters[p].decay;
     held.counted = uses.front().stage == stage && (local.parameters[p].sharded || at.tensor == 0);
     layout.weight_elements += align_elements(static_cast<std::size_t>(held.elements));
@@ -76,20 +112,46 @@ ParameterLayout lay_out_parameters(const RunPlan& plan, const plan::LocalGraph& 
   return layout;
 }
 
-Parameters::Parameters(ParameterLayout layout, bool training, int state_count)
-    : layout_(std::move(layout)), weights_(layout_.weight_elements * sizeof(float)) {
-  if (!training) return;
-  gradients_ = Buffer(layout_.gradient_elements * sizeof(float));
-  for (int s = 0; s < state_count; ++s) states_.emplace_back(layout_.weight_elements * sizeof(float));
+Parameters::Parameters(ParameterLayout layout, bool training, int state_count, comm::Communicator* replicas)
+    : layout_(std::move(layout)) {
   for (const HeldParameter& held : layout_.held) {
-    optim::Segment segment;
-    segment.weight = weights() + held.weight;
-    segment.gradient = gradients() + held.gradients.front();
-    for (int s = 0; s < state_count; ++s) segment.state[s] = state(s) + held.weight;
-    segment.count = held.elements;
-    segment.decay = held.decay;
-    segments_.push_back(segment);
+    whole_.push_back(share_of(held.boxes, 1, 0));
+    for (Piece& piece : whole_.back()) piece.state = held.weight + static_cast<std::size_t>(piece.begin);
   }
+  take_memory(training, replicas);
+  if (!training) return;
+  const std::size_t elements = shared_ ? layout_.state_elements : layout_.weight_elements;
+  for (int s = 0; s < state_count; ++s) states_.emplace_back(elements * sizeof(float));
+  for (const HeldParameter& held : layout_.held) {
+    for (const Piece& piece : duty(held)) {
+      optim::Segment segment;
+      segment.weight = weights() + held.weight + piece.begin;
+      segment.gradient = gradients() + held.gradients.front() + piece.begin;
+      for (int s = 0; s < state_count; ++s) segment.state[s] = state(s) + piece.state;
+      segment.count = piece.box.elements();
+      segment.decay = held.decay;
+      segments_.push_back(segment);
+    }
+  }
+}
+
+void Parameters::take_memory(bool training, comm::Communicator* replicas) {
+  const std::size_t weight_bytes = layout_.weight_elements * sizeof(float);
+  const std::size_t gradient_bytes = training ? layout_.gradient_elements * sizeof(float) : 0;
+  if (training && replicas != nullptr && replicas->size() > 1) {
+    const bool first = replicas->rank() == 0;
+    shared_ = replicas->share(gradient_bytes + (first ? weight_bytes : 0), kReplicaChannels);
+    if (comm::covers(shared_.get(), replicas->size())) {
+      weights_ = reinterpret_cast<float*>(shared_->part(0) + gradient_bytes);
+      gradients_ = gradients_of(replicas->rank());
+      return;
+    }
+    shared_ = nullptr;
+  }
+  own_weights_ = Buffer(weight_bytes);
+  own_gradients_ = Buffer(gradient_bytes);
+  weights_ = own_weights_.f32();
+  gradients_ = own_gradients_.f32();
 }
 
 void Parameters::initialise(const model::Graph& graph, std::uint64_t seed, ThreadPool& pool) {
@@ -97,15 +159,19 @@ void Parameters::initialise(const model::Graph& graph, std::uint64_t seed, Threa
   for (const HeldParameter& held : layout_.held) {
     const model::Parameter& parameter = graph.parameters[held.id.index()];
     const RandomStream stream(seed, "init/" + parameter.name);
-    float* to = weights() + held.weight;
-    for (const Box& box : held.boxes) {
+    for (const Piece& piece : duty(held)) {
+      const Box& box = piece.box;
+      float* const to = weights() + held.weight + piece.begin;
       const std::int64_t n = box.elements();
+      const std::int64_t row = parameter.shape.dims() > 0 ? box.extent[parameter.shape.dims() - 1] : 1;
       pool.for_each((n + kChunk - 1) / kChunk, [&](std::int64_t chunk, int) {
-        for (std::int64_t i = chunk * kChunk; i < std::min(n, (chunk + 1) * kChunk); ++i) {
-          to[i] = initial_value(parameter.init, stream, global_index(box, parameter.shape, i));
+        const std::int64_t end = std::min(n, (chunk + 1) * kChunk);
+        for (std::int64_t i = chunk * kChunk; i < end;) {
+          const std::int64_t count = std::min(row - i % row, end - i);
+          set_initial(parameter.init, stream, global_index(box, parameter.shape, i), to + i, count);
+          i += count;
         }
       });
-      to += n;
     }
   }
 }

@@ -22,8 +22,18 @@ schedule::Schedule compute_schedule(const config::Parallel& parallel, const sche
       return schedule::gpipe(shape);
     case config::ScheduleName::OneFOneB:
       return schedule::one_f_one_b(shape);
+    case config::ScheduleName::ZeroBubbleH1:
+      return schedule::zero_bubble_h1(shape);
   }
   internal_error("an unknown schedule");
+}
+
+// A long steady state says nothing about where to cut that a shorter one does not.
+schedule::Schedule table_to_cut_for(const config::Parallel& parallel, std::int64_t micro_batches) {
+  constexpr std::int64_t kMostForwards = 4096;  // of all stages
+  const std::int64_t enough = std::max(4 * parallel.pipeline, kMostForwards / parallel.pipeline);
+  const schedule::PipelineShape shape{parallel.pipeline, std::min(micro_batches, enough), parallel.split_backward};
+  return schedule::add_communication(compute_schedule(parallel, shape));
 }
 
 void require_valid(const schedule::Schedule& schedule) {
@@ -95,8 +105,7 @@ RunPlan make_plan(config::Config config, std::int64_t ranks) {
   require_countable(plan.graph, config);
   const config::Parallel& parallel = config.parallel;
   plan.mesh = {parallel.data, parallel.pipeline, parallel.tensor};
-  plan.stage_units = plan::cut_stages(plan.graph, parallel, parallel.pipeline);
-  for (const Range units : plan.stage_units) plan.stage_nodes.push_back(plan::nodes_of(plan.graph, units));
+  plan.stage_nodes = plan::cut_stages(plan.graph, parallel, table_to_cut_for(parallel, config.training.micro_batches));
   plan.parameter_uses = uses_by_parameter(plan);
   const schedule::PipelineShape shape{parallel.pipeline, config.training.micro_batches, parallel.split_backward};
   plan.training = schedule::add_reductions(schedule::add_communication(compute_schedule(parallel, shape)));
@@ -145,10 +154,8 @@ double step_flops(const RunPlan& plan) {
   return sample * static_cast<double>(plan.config.training.batch_size);
 }
 
-namespace {
-
-// Staging of the reductions that a StageRunner of this layout books.
-std::size_t reduction_bytes(const RunPlan& plan, const plan::LocalGraph& local, Range nodes) {
+std::vector<std::int64_t> reduction_sizes(const RunPlan& plan, const plan::LocalGraph& local, StageId stage) {
+  const Range nodes = plan.nodes(stage);
   std::set<std::int64_t> sizes;
   const auto add = [&](ValueId v) {
     sizes.insert(plan.micro_batch_samples * plan.graph.values[v.index()].positions * local.values[v.index()].features);
@@ -158,12 +165,24 @@ std::size_t reduction_bytes(const RunPlan& plan, const plan::LocalGraph& local, 
     if (local.nodes[static_cast<std::size_t>(i)].reduce_output) add(node.output);
     if (local.nodes[static_cast<std::size_t>(i)].reduce_input_gradient) add(node.inputs[0]);
   }
-  std::size_t bytes = 0;
-  for (const std::int64_t size : sizes) bytes += TensorGroup::booked_bytes(size, static_cast<int>(plan.mesh.tensor));
-  return bytes;
+  return {sizes.begin(), sizes.end()};
 }
 
-}  // namespace
+SharedGroups on_one_node(const RunPlan& plan, const plan::Coordinates& at) {
+  const auto along = [&](std::int64_t plan::Coordinates::*axis, std::int64_t size) {
+    plan::Coordinates other = at;
+    for (other.*axis = 0; other.*axis < size; ++(other.*axis)) {
+      const auto node = [&](const plan::Coordinates& place) {
+        return plan.node_of_rank.empty() ? 0 : plan.node_of_rank[static_cast<std::size_t>(plan.mesh.rank(place))];
+      };
+      if (node(other) != node(at)) return false;
+    }
+    return true;
+  };
+  return {.data = along(&plan::Coordinates::data, plan.mesh.data),
+          .pipeline = along(&plan::Coordinates::pipeline, plan.mesh.pipeline),
+          .tensor = along(&plan::Coordinates::tensor, plan.mesh.tensor)};
+}
 
 MemoryPrediction predict_memory(const RunPlan& plan, std::int64_t rank, int threads, std::size_t data_bytes) {
   const plan::Coordinates at = plan.mesh.coordinates(rank);
@@ -173,14 +192,29 @@ MemoryPrediction predict_memory(const RunPlan& plan, std::int64_t rank, int thre
   MemoryPrediction memory;
   memory.weights = parameters.weight_elements * sizeof(float);
   memory.gradients = parameters.gradient_elements * sizeof(float);
-  memory.optimizer =
-      memory.weights * static_cast<std::size_t>(optim::make_optimizer(plan.config.optimizer)->state_count());
-  const auto training = lay_out_arena(training_layout(plan, local, stage, threads), plan.training_slots[stage.index()]);
+  const std::size_t state =
+      (parameters.shared ? parameters.state_elements : parameters.weight_elements) * sizeof(float);
+  memory.optimizer = state * static_cast<std::size_t>(optim::make_optimizer(plan.config.optimizer)->state_count());
+  const StageLayout training_stage = training_layout(plan, local, stage, threads);
+  const auto training = lay_out_arena(training_stage, plan.training_slots[stage.index()]);
   const auto forward =
       lay_out_arena(forward_only_layout(plan, local, stage, threads), plan.forward_only_slots[stage.index()]);
-  memory.activations = std::max(training.bytes, forward.bytes);
-  memory.communication =
-      reduction_bytes(plan, local, plan.nodes(stage)) + GradientSync::extra_bytes(plan, parameters, at);
+  memory.activations =
+      std::max(training.bytes, forward.bytes) + std::max(training.message_bytes, forward.message_bytes);
+  const ReductionMemory sums = reduction_memory(reduction_sizes(plan, local, stage), static_cast<int>(plan.mesh.tensor),
+                                                on_one_node(plan, at).tensor);
+  const GradientMemory exchange = gradient_memory(plan, parameters, at);
+  memory.communication = sums.own + sums.neighbours + exchange.own + exchange.neighbours;
+  memory.elsewhere = sums.neighbours + exchange.neighbours;
+  if (parameters.shared && at.data > 0) memory.elsewhere += memory.weights;
+  if (on_one_node(plan, at).pipeline) {
+    std::size_t received = 0;  // copied out of neighbours' memory
+    for (const auto* ports : {&training_stage.inputs, &training_stage.outputs}) {
+      for (const Port& port : *ports) received += schedule::kSendSlots * port.bytes;
+    }
+    memory.communication += received;
+    memory.elsewhere += received;
+  }
   memory.data = data_bytes;
   memory.fixed = std::size_t{6} << 20;
   return memory;

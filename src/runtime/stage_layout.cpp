@@ -1,7 +1,6 @@
 #include "trainer/runtime/stage_layout.hpp"
 
 #include <algorithm>
-#include <numeric>
 #include <utility>
 
 #include "trainer/core/error.hpp"
@@ -255,10 +254,6 @@ class LayoutBuilder {
         continue;
       }
       layout.accumulate[k] = gradient_written_[v.index()];
-      const bool reduced = r_.local.nodes[static_cast<std::size_t>(i)].reduce_input_gradient;
-      if (layout.accumulate[k] && reduced) {
-        book_into(layout.reduce_temporary, value_bytes(v), backward_time(i), backward_time(i), true);
-      }
       if (!gradient_written_[v.index()] && place.region == Region::None) allocate_gradient(v, i);
       gradient_written_[v.index()] = true;
     }
@@ -353,39 +348,11 @@ ArenaLayout lay_out_arena(const StageLayout& stage, const schedule::StageSlots& 
   set(Region::SendForward, schedule::kSendSlots);
   set(Region::SendBackward, schedule::kSendSlots);
   for (std::size_t region = 0; region < kRegions; ++region) {
-    arena.begin[region] = arena.bytes;
-    arena.bytes += stage.bytes[region] * static_cast<std::size_t>(arena.slots[region]);
+    std::size_t& end = is_message(static_cast<Region>(region)) ? arena.message_bytes : arena.bytes;
+    arena.begin[region] = end;
+    end += stage.bytes[region] * static_cast<std::size_t>(arena.slots[region]);
   }
   return arena;
-}
-
-std::size_t place_lifetimes(std::vector<Lifetime>& lifetimes) {
-  std::vector<std::size_t> order(lifetimes.size());
-  std::iota(order.begin(), order.end(), std::size_t{0});
-  std::stable_sort(order.begin(), order.end(),
-                   [&](std::size_t a, std::size_t b) { return lifetimes[a].bytes > lifetimes[b].bytes; });
-  std::vector<std::size_t> placed;
-  std::size_t total = 0;
-  for (const std::size_t index : order) {
-    Lifetime& mine = lifetimes[index];
-    std::vector<std::pair<std::size_t, std::size_t>> busy;  // offset ranges of those alive at the same time
-    for (const std::size_t other : placed) {
-      const Lifetime& theirs = lifetimes[other];
-      if (theirs.first <= mine.last && mine.first <= theirs.last) {
-        busy.emplace_back(theirs.offset, theirs.offset + theirs.bytes);
-      }
-    }
-    std::sort(busy.begin(), busy.end());
-    std::size_t offset = 0;
-    for (const auto& [begin, end] : busy) {
-      if (offset + mine.bytes <= begin) break;
-      offset = std::max(offset, end);
-    }
-    mine.offset = offset;
-    total = std::max(total, offset + mine.bytes);
-    placed.push_back(index);
-  }
-  return total;
 }
 
 }  // namespace trainer::runtime

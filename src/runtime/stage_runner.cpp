@@ -61,13 +61,16 @@ void StageRunner::forward_node(const NodeLayout& node, const Frame& frame, const
   call.y = matrix(frame, node.output, n.output);
   call.saved = at(frame, node.saved);
   call.workspace = at(frame, node.forward_workspace);
+  const Matrix y = call.y;
+  const bool reduced = local_.nodes[node.node.index()].reduce_output && tensor_.size() > 1;
+  if (reduced) call.y.data = tensor_.partial();
   node.op->forward(call);
-  if (local_.nodes[node.node.index()].reduce_output) {
-    tensor_.start(call.y.data, call.y.elements());
-    tensor_.finish();
+  if (reduced) {
+    tensor_.start(y.elements());
+    tensor_.finish(pool_, y.data, false);
   }
   if (look_ && !found_.valid()) {
-    const auto values = call.y.span();
+    const auto values = y.span();
     if (!std::all_of(values.begin(), values.end(), [](float v) { return std::isfinite(v); })) found_ = node.node;
   }
 }
@@ -76,14 +79,14 @@ void StageRunner::start_input_gradient(const NodeLayout& node, const Frame& fram
   const model::Node& n = node_of(graph_, node.node);
   ops::BackwardInputCall call{.pool = pool_, .batch = batch};
   call.batch.positions = graph_.values[n.inputs[0].index()].positions;
-  const bool reduced = local_.nodes[node.node.index()].reduce_input_gradient;
+  const bool reduced = reduces_input_gradient(node);
   bool wanted = false;
   for (std::size_t k = 0; k < n.inputs.size(); ++k) {
     if (node.input_gradient[k].region == Region::None || node.skip_gradient[k]) continue;
     wanted = true;
-    const bool aside = reduced && node.accumulate[k];
-    call.dx[k] = matrix(frame, aside ? node.reduce_temporary : node.input_gradient[k], n.inputs[k]);
-    call.accumulate[k] = node.accumulate[k] && !aside;
+    call.dx[k] = matrix(frame, node.input_gradient[k], n.inputs[k]);
+    call.accumulate[k] = node.accumulate[k] && !reduced;
+    if (reduced) call.dx[k].data = tensor_.partial();
   }
   if (!wanted) return;
   for (std::size_t k = 0; k < n.inputs.size(); ++k) call.x[k] = matrix(frame, node.input[k], n.inputs[k]);
@@ -94,16 +97,13 @@ void StageRunner::start_input_gradient(const NodeLayout& node, const Frame& fram
   call.saved = at(frame, node.saved);
   call.workspace = at(frame, node.backward_workspace);
   node.op->backward_input(call);
-  if (reduced) tensor_.start(call.dx[0].data, call.dx[0].elements());
+  if (reduced) tensor_.start(call.dx[0].elements());
 }
 
 void StageRunner::finish_input_gradient(const NodeLayout& node, const Frame& frame) {
-  tensor_.finish();
-  if (!local_.nodes[node.node.index()].reduce_input_gradient || !node.accumulate[0]) return;
+  if (!reduces_input_gradient(node) || node.input_gradient[0].region == Region::None) return;
   const ValueId v = node_of(graph_, node.node).inputs[0];
-  const Matrix sum = matrix(frame, node.reduce_temporary, v);
-  float* to = matrix(frame, node.input_gradient[0], v).data;
-  for (std::int64_t i = 0; i < sum.elements(); ++i) to[i] += sum.data[i];
+  tensor_.finish(pool_, matrix(frame, node.input_gradient[0], v).data, node.accumulate[0]);
 }
 
 void StageRunner::weight_gradient(const NodeLayout& node, const Frame& frame, const ops::MicroBatch& batch,

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <array>
 #include <chrono>
 #include <optional>
 
@@ -143,17 +145,22 @@ class Run {
     const auto ranks = static_cast<std::size_t>(world_.size());
     const auto mine = static_cast<std::size_t>(world_.rank());
     const auto predicted = predict_memory(plan_, world_.rank(), pool_.threads(), data_.bytes());
-    std::vector<double> facts(6 * ranks, 0.0);
-    facts[6 * mine + 0] = static_cast<double>(predicted.total());
-    facts[6 * mine + 1] = static_cast<double>(comm::peak_resident_bytes() - options_.base_memory);
-    facts[6 * mine + 2] = waits_.receive;
-    facts[6 * mine + 3] = waits_.send;
-    facts[6 * mine + 4] = waits_.tensor;
-    facts[6 * mine + 5] = waits_.gradients;
+    const std::int64_t peak = comm::peak_resident_bytes();
+    const std::array<double, 8> own{static_cast<double>(predicted.total()),
+                                    static_cast<double>(peak - options_.base_memory),
+                                    static_cast<double>(predicted.live_set()),
+                                    static_cast<double>(peak),
+                                    waits_.receive,
+                                    waits_.send,
+                                    waits_.tensor,
+                                    waits_.gradients};
+    std::vector<double> facts(own.size() * ranks, 0.0);
+    std::copy(own.begin(), own.end(), facts.begin() + static_cast<std::ptrdiff_t>(own.size() * mine));
     world_.sum(facts);
     for (std::size_t r = 0; r < ranks; ++r) {
-      result_.memory.push_back({facts[6 * r], facts[6 * r + 1]});
-      result_.waits.push_back({facts[6 * r + 2], facts[6 * r + 3], facts[6 * r + 4], facts[6 * r + 5]});
+      const double* of = facts.data() + own.size() * r;
+      result_.memory.push_back({of[0], of[1], of[2], of[3]});
+      result_.waits.push_back({of[4], of[5], of[6], of[7]});
     }
     result_.checkpoint = saver_.last_path();
     if (saver_.failed()) {

@@ -74,11 +74,13 @@ Worker::Worker(comm::Communicator& world, const RunPlan& plan, const storage::Da
   tensor_ranks_ = world.split(group_color(at_.pipeline, at_.data, plan.mesh.data), static_cast<int>(at_.tensor));
   data_ranks_ = world.split(group_color(at_.pipeline, at_.tensor, plan.mesh.tensor), static_cast<int>(at_.data));
   pipeline_ranks_ = world.split(group_color(at_.data, at_.tensor, plan.mesh.tensor), static_cast<int>(at_.pipeline));
-  tensor_ = std::make_unique<TensorGroup>(*tensor_ranks_);
+  std::int64_t most = 0;
+  for (const std::int64_t size : reduction_sizes(plan, local_, stage_)) most = std::max(most, size);
+  tensor_ = std::make_unique<TensorGroup>(*tensor_ranks_, most);
 
   optimizer_ = optim::make_optimizer(config.optimizer);
-  parameters_ =
-      std::make_unique<Parameters>(lay_out_parameters(plan, local_, at_), training, optimizer_->state_count());
+  parameters_ = std::make_unique<Parameters>(lay_out_parameters(plan, local_, at_), training, optimizer_->state_count(),
+                                             data_ranks_.get());
 
   const auto prepare = [&](StageLayout layout, const schedule::StageSlots& slots) {
     auto program = std::make_unique<Program>();
@@ -91,17 +93,23 @@ Worker::Worker(comm::Communicator& world, const RunPlan& plan, const storage::Da
   forward_only_ = prepare(forward_only_layout(plan, local_, stage_, pool.threads()), plan.forward_only_slots[s]);
   // Evaluation happens between steps: both programs lie over the same memory.
   arena_ = Buffer(std::max(training ? training_->arena.bytes : 0, forward_only_->arena.bytes));
+  messages_ = std::make_unique<StageMessages>(
+      *pipeline_ranks_, std::max(training ? training_->arena.message_bytes : 0, forward_only_->arena.message_bytes));
   const auto wire = [&](Program& program, const schedule::Schedule& schedule, const schedule::StageSlots& slots,
                         int channel) {
     program.runner = std::make_unique<StageRunner>(plan.graph, local_, program.layout, *parameters_, pool, *tensor_);
     program.executor = std::make_unique<Executor>(plan.graph, schedule, slots, stage_, program.layout, arena_.data(),
-                                                  *program.runner, *pipeline_ranks_, channel, stage_ranks());
+                                                  *program.runner, *messages_, channel, stage_ranks());
+    program.runner->progress = [this] { messages_->progress(); };
   };
   if (training) wire(*training_, plan.training, plan.training_slots[s], 0);
   wire(*forward_only_, plan.forward_only, plan.forward_only_slots[s], 1);
   if (training) {
-    sync_ = std::make_unique<GradientSync>(plan, at_, *parameters_, *data_ranks_, *pipeline_ranks_);
-    training_->runner->progress = [this] { sync_->progress(); };
+    sync_ = std::make_unique<GradientSync>(plan, at_, *parameters_, pool, *data_ranks_, *pipeline_ranks_);
+    training_->runner->progress = [this] {
+      sync_->progress();
+      messages_->progress();
+    };
   }
   batches_ = std::make_unique<BatchSource>(data, split_, config.training.seed, at_.data, plan.mesh.data,
                                            config.training.micro_batches);
@@ -121,26 +129,27 @@ std::vector<int> Worker::stage_ranks() const {
   return ranks;
 }
 
-void Worker::initialise() { parameters_->initialise(plan_.graph, plan_.config.training.seed, pool_); }
+void Worker::initialise() {
+  parameters_->initialise(plan_.graph, plan_.config.training.seed, pool_);
+  data_ranks_->barrier();
+}
 
 bool Worker::load(const storage::CheckpointReader& checkpoint) {
   const int states = training_ != nullptr ? optimizer_->state_count() : 0;
   bool complete = true;
   for (const HeldParameter& held : parameters_->layout().held) {
     const model::Parameter& parameter = plan_.graph.parameters[held.id.index()];
-    std::size_t offset = held.weight;
-    for (const Box& box : held.boxes) {
-      checkpoint.read(parameter.name, box, parameters_->weights() + offset);
+    for (const Piece& piece : parameters_->duty(held)) {
+      checkpoint.read(parameter.name, piece.box, parameters_->weights() + held.weight + piece.begin);
       for (int s = 0; s < states; ++s) {
         const std::string name = fmt::format("optimizer.{}.{}", optimizer_->state_name(s), parameter.name);
         if (checkpoint.has(name)) {
-          checkpoint.read(name, box, parameters_->state(s) + offset);
+          checkpoint.read(name, piece.box, parameters_->state(s) + piece.state);
         } else {
-          std::fill_n(parameters_->state(s) + offset, box.elements(), 0.0f);
+          std::fill_n(parameters_->state(s) + piece.state, piece.box.elements(), 0.0f);
           complete = false;
         }
       }
-      offset += static_cast<std::size_t>(box.elements());
     }
   }
   return complete;
@@ -148,18 +157,17 @@ bool Worker::load(const storage::CheckpointReader& checkpoint) {
 
 std::vector<storage::Piece> Worker::pieces() const {
   std::vector<storage::Piece> pieces;
-  if (at_.data != 0) return pieces;
   for (const HeldParameter& held : parameters_->layout().held) {
     if (!held.counted) continue;
     const model::Parameter& parameter = plan_.graph.parameters[held.id.index()];
-    std::size_t offset = held.weight;
-    for (const Box& box : held.boxes) {
-      pieces.push_back({parameter.name, DType::F32, parameter.shape, box, parameters_->weights() + offset});
+    for (const Piece& piece : held.share) {
+      const std::size_t weight = held.weight + static_cast<std::size_t>(piece.begin);
+      const std::size_t state = parameters_->shared() != nullptr ? piece.state : weight;
+      pieces.push_back({parameter.name, DType::F32, parameter.shape, piece.box, parameters_->weights() + weight});
       for (int s = 0; s < optimizer_->state_count(); ++s) {
         pieces.push_back({fmt::format("optimizer.{}.{}", optimizer_->state_name(s), parameter.name), DType::F32,
-                          parameter.shape, box, parameters_->state(s) + offset});
+                          parameter.shape, piece.box, parameters_->state(s) + state});
       }
-      offset += static_cast<std::size_t>(box.elements());
     }
   }
   return pieces;
@@ -178,14 +186,18 @@ double Worker::targets_of(const GlobalBatch& batch) const {
   return static_cast<double>(batch.valid() * each);
 }
 
-// Squared norms in the global order of parameters, each from the rank that speaks for it.
+// Squared norms in the global order of parameters, each from the ranks that speak for it: every replica for its share,
+// added in their order.
 void Worker::measure_norms() {
-  if (at_.data != 0) return;
   for (const HeldParameter& held : parameters_->layout().held) {
     if (!held.counted) continue;
-    const float* gradient = parameters_->gradients() + held.gradients.front();
-    agreement_[held.id.index()] =
-        optim::sum_of_squares(pool_, {gradient, static_cast<std::size_t>(held.elements)}, norm_scratch_.data());
+    double squares = 0;
+    for (const Piece& piece : held.share) {
+      const float* gradient = parameters_->gradients() + held.gradients.front() + piece.begin;
+      squares += optim::sum_of_squares(pool_, {gradient, static_cast<std::size_t>(piece.box.elements())},
+                                       norm_scratch_.data());
+    }
+    agreement_[held.id.index()] = squares;
   }
 }
 
@@ -216,6 +228,7 @@ StepOutcome Worker::step(std::int64_t step, bool stop) {
   if (!std::isfinite(outcome.loss) || !std::isfinite(outcome.grad_norm)) diverge(step, outcome.loss, outcome.grad_norm);
   optimizer_->update(pool_, parameters_->segments(), step, outcome.learning_rate,
                      optim::clip_scale(outcome.grad_norm, config.training.gradient_clip));
+  sync_->finish_update();
   return outcome;
 }
 

@@ -33,9 +33,11 @@ class RowWriter {
   void forward(std::int64_t micro_batch) { add(ActionKind::Forward, micro_batch); }
   void backward(std::int64_t micro_batch) {
     if (!split_) return add(ActionKind::Backward, micro_batch);
-    add(ActionKind::BackwardInput, micro_batch);
-    add(ActionKind::BackwardWeight, micro_batch);
+    backward_input(micro_batch);
+    backward_weight(micro_batch);
   }
+  void backward_input(std::int64_t micro_batch) { add(ActionKind::BackwardInput, micro_batch); }
+  void backward_weight(std::int64_t micro_batch) { add(ActionKind::BackwardWeight, micro_batch); }
 
  private:
   void add(ActionKind kind, std::int64_t micro_batch) {
@@ -69,6 +71,29 @@ Schedule one_f_one_b(const PipelineShape& shape) {
       if (warm_up + i < shape.micro_batches) row.forward(warm_up + i);
       row.backward(i);
     }
+  }
+  return schedule;
+}
+
+Schedule zero_bubble_h1(const PipelineShape& shape) {
+  if (!shape.split_backward) internal_error("ZB-H1 with a joint backward");
+  Schedule schedule = one_f_one_b(shape);
+  // Stage 0 holds as many micro-batches as there are stages in 1F1B already.
+  for (std::int64_t s = 1; s < shape.stages; ++s) {
+    schedule.ranks[static_cast<std::size_t>(s)].clear();
+    RowWriter row(shape, s, schedule.ranks[static_cast<std::size_t>(s)]);
+    std::int64_t forwards = 0;
+    std::int64_t weights = 0;
+    while (forwards < std::min(shape.stages - 1 - s, shape.micro_batches)) row.forward(forwards++);
+    for (std::int64_t i = 0; i < shape.micro_batches; ++i) {
+      if (forwards < shape.micro_batches) {
+        if (forwards - weights >= shape.stages) row.backward_weight(weights++);
+        row.forward(forwards++);
+      }
+      row.backward_input(i);
+      if (forwards == shape.micro_batches) row.backward_weight(weights++);
+    }
+    while (weights < shape.micro_batches) row.backward_weight(weights++);
   }
   return schedule;
 }

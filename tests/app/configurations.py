@@ -113,7 +113,7 @@ def cases():
         ("later precision", setting("training.precision", "float16", "does not have", '"bfloat16"')),
         ("bfloat16 by oneDNN", command(USAGE, ("--kernels onednn", "training.precision", "bfloat16"), "--config", "model.json",
                                        "--kernels", "onednn", "--set", "training.precision=bfloat16")),
-        ("later word", setting("parallel.schedule", "zb_h1", "zb_h1", "1f1b")),
+        ("later word", setting("parallel.schedule", "zb_v", "zb_v", "1f1b")),
         ("set without a value", command(USAGE, ("--set",), "--config", "model.json", "--set", "training.steps")),
         ("broken JSON", text(broken, ":3:")),
         ("JSON that ends early", text('{"model": {"type": "gpt"', "1:")),

@@ -53,6 +53,22 @@ TEST_CASE("delays and other orders change nothing") {
   }
 }
 
+TEST_CASE("ranks that play several nodes share memory with their own node only") {
+  const PolitePolicy polite;
+  comm::run_in_process(
+      5,
+      [&](Communicator& c) {
+        test::check_communicator(c, false);
+        const auto memory = c.share(8, 1);
+        for (int r = 0; r < c.size(); ++r) CHECK((memory->part(r) != nullptr) == (r / 2 == c.rank() / 2));
+        CHECK_FALSE(comm::covers(memory.get(), c.size()));
+        const auto node = c.split_node();
+        CHECK(node->size() == (c.rank() == 4 ? 1 : 2));
+        CHECK(comm::covers(node->share(8, 1).get(), node->size()));
+      },
+      SendMode::Eager, 2);
+}
+
 TEST_CASE("a rendezvous send waits for its receive, an eager one does not") {
   for (const SendMode mode : kModes) {
     comm::run_in_process(

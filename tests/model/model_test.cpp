@@ -40,6 +40,9 @@ TEST_CASE("a gpt has GPT-2's parameters, units and number of elements") {
   const model::Graph tied = graph_of(
       R"({"type": "gpt", "vocab_size": 50, "context_length": 8, "hidden_size": 12, "num_layers": 2, "num_heads": 3})");
   CHECK(tied.units.size() == 4);
+  std::vector<std::string> pieces;
+  for (const model::Unit& piece : tied.pieces) pieces.push_back(piece.name);
+  CHECK(pieces == std::vector<std::string>{"embedding", "h.0.attn", "h.0.mlp", "h.1.attn", "h.1.mlp", "head"});
   CHECK(tied.units.front().name == "embedding");
   CHECK(tied.units.back().name == "head");
   CHECK(tied.uses_tied_parameters());
@@ -75,6 +78,7 @@ TEST_CASE("nodes come after what they read, and units cover all nodes once") {
   }
   CHECK(at == static_cast<std::int64_t>(graph.nodes.size()));
   CHECK(graph.units.size() == 6);
+  CHECK(graph.pieces.size() == 6);
 }
 
 TEST_CASE("FLOPs of a gpt are 6 a parameter and token, and attention's own") {

@@ -107,6 +107,14 @@ TEST_CASE("the balanced cut is the best of all contiguous cuts") {
   }
 }
 
+namespace {
+
+schedule::Schedule table(std::int64_t stages, std::int64_t micro_batches) {
+  return schedule::add_communication(schedule::one_f_one_b({stages, micro_batches, true}));
+}
+
+}  // namespace
+
 TEST_CASE("no rule loses a layer, whatever the number of stages (Megatron-LM#1304)") {
   const model::Graph graph = model::build(gpt(61, 24, 30, 4, true));
   const auto units = static_cast<std::int64_t>(graph.units.size());
@@ -116,11 +124,7 @@ TEST_CASE("no rule loses a layer, whatever the number of stages (Megatron-LM#130
     for (std::int64_t stages = 1; stages <= units; ++stages) {
       config::Parallel parallel;
       parallel.partition = rule;
-      const auto cut = plan::cut_stages(graph, parallel, stages);
-      require_whole(cut, units);
-      std::int64_t nodes = 0;
-      for (const Range part : cut) nodes += plan::nodes_of(graph, part).size();
-      CHECK(nodes == static_cast<std::int64_t>(graph.nodes.size()));
+      require_whole(plan::cut_stages(graph, parallel, table(stages, 2)), static_cast<std::int64_t>(graph.nodes.size()));
     }
   }
 }
@@ -128,14 +132,74 @@ TEST_CASE("no rule loses a layer, whatever the number of stages (Megatron-LM#130
 TEST_CASE("a cut that cannot be says which numbers do not fit") {
   const model::Graph graph = model::build(gpt(61, 24, 2, 4, true));
   config::Parallel parallel;
-  CHECK(refused([&] { plan::cut_stages(graph, parallel, 5); }).find("at most 4") != std::string::npos);
+  CHECK(refused([&] { plan::cut_stages(graph, parallel, table(5, 4)); }).find("at most 4") != std::string::npos);
   parallel.partition = config::PartitionRule::Written;
   parallel.partition_units = {1, 2};
-  CHECK(refused([&] { plan::cut_stages(graph, parallel, 2); }).find("3 units, but the model has 4") !=
+  CHECK(refused([&] { plan::cut_stages(graph, parallel, table(2, 4)); }).find("3 units, but the model has 4") !=
         std::string::npos);
-  CHECK(refused([&] { plan::cut_stages(graph, parallel, 3); }).find("parallel.pipeline is 3") != std::string::npos);
+  CHECK(refused([&] { plan::cut_stages(graph, parallel, table(3, 4)); }).find("parallel.pipeline is 3") !=
+        std::string::npos);
   parallel.partition_units = {1, 3};
-  CHECK(plan::cut_stages(graph, parallel, 2) == std::vector<Range>{{0, 1}, {1, 4}});
+  const std::int64_t embedding = graph.units[0].node_end;
+  const auto end = static_cast<std::int64_t>(graph.nodes.size());
+  CHECK(plan::cut_stages(graph, parallel, table(2, 4)) == std::vector<Range>{{0, embedding}, {embedding, end}});
+}
+
+namespace {
+
+double simulated(const model::Graph& graph, const schedule::Schedule& table, const std::vector<Range>& cut) {
+  std::vector<schedule::StageTimes> times;
+  for (const Range nodes : cut) times.push_back(plan::flops_of(graph, nodes));
+  return schedule::simulate(table, times).step;
+}
+
+}  // namespace
+
+TEST_CASE("the default cut is the one of the shortest simulated step, found by trying all") {
+  const model::Graph graph = model::build(gpt(4096, 384, 6, 6, false));
+  const auto pieces = static_cast<std::int64_t>(graph.pieces.size());
+  CHECK(pieces == 14);
+  const auto from = [&](std::int64_t i) { return graph.pieces[static_cast<std::size_t>(i)].node_begin; };
+  const auto end = static_cast<std::int64_t>(graph.nodes.size());
+  for (const std::int64_t micro_batches : {1, 2, 4, 16}) {
+    for (const schedule::Schedule& compute :
+         {schedule::one_f_one_b({2, micro_batches, true}), schedule::one_f_one_b({2, micro_batches, false}),
+          schedule::gpipe({2, micro_batches, true}), schedule::zero_bubble_h1({2, micro_batches, true})}) {
+      const schedule::Schedule lowered = schedule::add_communication(compute);
+      double best = 1e300;
+      for (std::int64_t i = 1; i < pieces; ++i) {
+        best = std::min(best, simulated(graph, lowered, {{0, from(i)}, {from(i), end}}));
+      }
+      const double found = simulated(graph, lowered, plan::cut_stages(graph, {}, lowered));
+      CHECK(found <= best * (1 + 1e-5));
+    }
+    const schedule::Schedule three = schedule::add_communication(schedule::one_f_one_b({3, micro_batches, true}));
+    double best = 1e300;
+    for (std::int64_t i = 1; i < pieces; ++i) {
+      for (std::int64_t j = i + 1; j < pieces; ++j) {
+        best = std::min(best, simulated(graph, three, {{0, from(i)}, {from(i), from(j)}, {from(j), end}}));
+      }
+    }
+    CHECK(simulated(graph, three, plan::cut_stages(graph, {}, three)) <= best * (1 + 1e-5));
+  }
+}
+
+TEST_CASE("a stage is named by its first and last unit, or the pieces of units that are cut") {
+  const model::Graph graph = model::build(gpt(61, 24, 3, 4, true));
+  const auto node = [&](const std::string& piece) {
+    for (const model::Unit& p : graph.pieces) {
+      if (p.name == piece) return p.node_begin;
+    }
+    return std::int64_t{-1};
+  };
+  const auto end = static_cast<std::int64_t>(graph.nodes.size());
+  CHECK(plan::describe_stage(graph, {0, end}) == "embedding … head (5)");
+  CHECK(plan::describe_stage(graph, {0, node("h.0.attn")}) == "embedding");
+  CHECK(plan::describe_stage(graph, {node("h.0.attn"), node("h.1.attn")}) == "h.0");
+  CHECK(plan::describe_stage(graph, {0, node("h.1.mlp")}) == "embedding … h.1.attn (2.5)");
+  CHECK(plan::describe_stage(graph, {node("h.1.mlp"), end}) == "h.1.mlp … head (2.5)");
+  CHECK(plan::describe_stage(graph, {node("h.1.mlp"), node("h.2.mlp")}) == "h.1.mlp … h.2.attn (1)");
+  CHECK(plan::describe_stage(graph, {node("h.1.mlp"), node("h.2.attn")}) == "h.1.mlp");
 }
 
 TEST_CASE(

@@ -21,6 +21,7 @@ std::string scratch() {
 struct Network {
   comm::SendMode mode = comm::SendMode::Eager;
   std::uint64_t fault_seed = 0;  // 0: none
+  int ranks_per_node = 0;        // 0: all on one, sharing memory
 };
 
 test::Trained run_threads(const test::Case& c, Network network = {}) {
@@ -33,7 +34,7 @@ test::Trained run_threads(const test::Case& c, Network network = {}) {
         test::Trained mine = test::run(faulty ? *faulty : inner, c, directory);
         if (inner.rank() == 0) result = std::move(mine);
       },
-      network.mode);
+      network.mode, network.ranks_per_node);
   return result;
 }
 
@@ -92,6 +93,8 @@ TEST_CASE("late and reordered messages, and sends that wait for their receive, c
   const std::vector<test::Case> cases{{"gpt tied", 1, 4, 1, "1f1b", 1, 6, "training.steps=4"},
                                       {"gpt tied", 2, 2, 1, "gpipe", 1, 3, "training.steps=4"},
                                       {"sequential", 1, 2, 2, "1f1b", 1, 4, "training.steps=4"},
+                                      {"gpt tied", 1, 2, 1, "zb-h1", 1, 4, "training.steps=4"},
+                                      {"gpt untied", 2, 1, 2, "1f1b", 2, 2, "training.steps=4"},
                                       {"mlp", 3, 1, 1, "1f1b", 1, 2, "training.steps=4"}};
   for (const test::Case& c : cases) {
     CAPTURE(c.name());
@@ -100,5 +103,26 @@ TEST_CASE("late and reordered messages, and sends that wait for their receive, c
     for (const std::uint64_t seed : {1, 2}) {
       CHECK(test::distance(run_threads(c, {comm::SendMode::Rendezvous, seed}), calm).same_bits);
     }
+  }
+}
+
+TEST_CASE("ranks on several nodes, which share no memory or only some, give the bits of one node") {
+  comm::set_wait_policy({.yield = true, .hang_seconds = 60, .progress = {}});
+  const std::vector<test::Case> cases{{"gpt tied", 2, 1, 1, "1f1b", 1, 2, "training.steps=4"},
+                                      {"gpt tied", 1, 1, 3, "1f1b", 2, 2, "training.steps=4"},
+                                      {"gpt tied", 2, 2, 1, "zb-h1", 1, 3, "training.steps=4"},
+                                      {"gpt untied", 2, 1, 2, "1f1b", 1, 2, "training.steps=4"},
+                                      {"sequential", 1, 4, 1, "1f1b", 1, 4, "training.steps=4"},
+                                      {"mlp", 3, 1, 1, "1f1b", 1, 2, "training.steps=4"}};
+  for (const test::Case& c : cases) {
+    CAPTURE(c.name());
+    const test::Trained one_node = run_threads(c);
+    for (const int ranks_per_node : {1, 2}) {
+      CAPTURE(ranks_per_node);
+      const Network spread{comm::SendMode::Rendezvous, 0, ranks_per_node};
+      CHECK(test::distance(run_threads(c, spread), one_node).same_bits);
+    }
+    const Network bad{comm::SendMode::Rendezvous, 3, 2};
+    CHECK(test::distance(run_threads(c, bad), one_node).same_bits);
   }
 }

@@ -68,6 +68,7 @@ void compare(const std::string& name, Mesh mesh) {
     ThreadPool pool(1, false);
     runtime::Worker worker(world, plan, data, pool, true);
     worker.load(initial);
+    world.barrier();
     for (std::int64_t step = 1; step <= 10; ++step) {
       const runtime::StepOutcome outcome = worker.step(step, false);
       const std::lock_guard lock(one_at_a_time);
@@ -78,11 +79,14 @@ void compare(const std::string& name, Mesh mesh) {
       const runtime::ParameterLayout& layout = worker.parameters().layout();
       for (const runtime::HeldParameter& held : layout.held) {
         const std::string& parameter = plan.graph.parameters[held.id.index()].name;
+        // Replicas that share memory sum a share each.
+        for (const runtime::Piece& piece : worker.parameters().duty(held)) {
+          if (step == 1)
+            check_box(fixture, "gradient/" + parameter, piece.box,
+                      worker.parameters().gradients() + held.gradients.front() + piece.begin);
+        }
         std::size_t offset = 0;
         for (const Box& box : held.boxes) {
-          if (step == 1)
-            check_box(fixture, "gradient/" + parameter, box,
-                      worker.parameters().gradients() + held.gradients.front() + offset);
           if (step == 10)
             check_box(fixture, "final/" + parameter, box, worker.parameters().weights() + held.weight + offset);
           offset += static_cast<std::size_t>(box.elements());
@@ -119,7 +123,7 @@ void compare_logits(const std::string& name) {
     frame[region] = arena.data() + arena_layout.begin[region];
   comm::run_in_process(1, [&](comm::Communicator& alone) {
     ThreadPool pool(1, false);
-    runtime::TensorGroup tensor(alone);
+    runtime::TensorGroup tensor(alone, 0);
     runtime::StageRunner runner(plan.graph, local, layout, parameters, pool, tensor);
     const Shape inputs = fixture.shape("inputs");
     std::memcpy(runtime::at(frame, layout.data_input), fixture.data<float>("inputs"),

@@ -5,6 +5,7 @@
 #include <sstream>
 
 #include "tables.hpp"
+#include "trainer/core/error.hpp"
 
 using namespace trainer;
 using namespace trainer::schedule;
@@ -28,16 +29,23 @@ TEST_CASE("the published orders, as text") {
     const std::string size = "_p" + std::to_string(p) + "_m" + std::to_string(m);
     CHECK(to_csv(gpipe({p, m, true})) == golden("gpipe" + size));
     CHECK(to_csv(one_f_one_b({p, m, true})) == golden("1f1b" + size));
+    CHECK(to_csv(zero_bubble_h1({p, m, true})) == golden("zb_h1" + size));
   }
   CHECK(to_csv(one_f_one_b({4, 8, false})) == golden("1f1b_joint_p4_m8"));
   CHECK(to_csv(lowered(one_f_one_b({4, 2, true}))) == golden("1f1b_lowered_p4_m2"));
   CHECK(to_csv(add_communication(forward_only({3, 2, true}))) == golden("forward_only_lowered_p3_m2"));
 }
 
+TEST_CASE("ZB-H1 has no joint backward, but on stage 0") {
+  CHECK_THROWS_AS(zero_bubble_h1({2, 4, false}), Error);
+  CHECK(zero_bubble_h1({5, 7, true}).ranks[0] == one_f_one_b({5, 7, true}).ranks[0]);
+}
+
 TEST_CASE("passes commute and a second time changes nothing") {
   for (bool split : {false, true}) {
-    for (const Schedule& compute : {one_f_one_b({4, 6, split}), gpipe({3, 2, split}), forward_only({3, 2, split}),
-                                    chunked_gpipe(3, {0, 1, 0, 1}, split), chunked_gpipe(3, {0, 0, 1, 1}, split)}) {
+    for (const Schedule& compute :
+         {one_f_one_b({4, 6, split}), zero_bubble_h1({4, 6, true}), gpipe({3, 2, split}), forward_only({3, 2, split}),
+          chunked_gpipe(3, {0, 1, 0, 1}, split), chunked_gpipe(3, {0, 0, 1, 1}, split)}) {
       const Schedule once = lowered(compute);
       CHECK(add_communication(add_reductions(compute)) == once);
       CHECK(add_communication(once) == once);

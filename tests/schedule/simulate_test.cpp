@@ -59,6 +59,25 @@ TEST_CASE("the worked example of four stages and sixteen micro-batches") {
   CHECK(idle(one_f_one_b({4, 16, false}), {1, 1, 1}) == 9);
   CHECK(idle(one_f_one_b({4, 16, false}), {2, 3, 1}) == 18);
   CHECK(idle(one_f_one_b({4, 16, true}), {2, 3, 1}) == 15);
+  CHECK(idle(zero_bubble_h1({4, 16, true}), {1, 1, 1}) == 3);
+  CHECK(idle(zero_bubble_h1({4, 16, true}), {2, 3, 1}) == 12);
+}
+
+TEST_CASE("ZB-H1 idles (p - 1)(F + I - W) where W fits the gaps, and never more than 1F1B") {
+  for (std::int64_t p = 1; p <= 7; ++p) {
+    for (std::int64_t m = 1; m <= 20; ++m) {
+      for (const StageTimes& t : kTimes) {
+        CAPTURE(p);
+        CAPTURE(m);
+        CHECK(simulate(zero_bubble_h1({p, m, true}), uniform(p, t)).step <=
+              simulate(one_f_one_b({p, m, true}), uniform(p, t)).step);
+        const bool fits = t.backward_weight <= t.forward && t.backward_weight <= t.backward_input;
+        const auto others = static_cast<double>(p - 1);
+        if (m < 2 * p || !fits) continue;
+        check_idle(zero_bubble_h1({p, m, true}), t, others * (t.forward + t.backward_input - t.backward_weight));
+      }
+    }
+  }
 }
 
 TEST_CASE("the bubble is (p - 1) / (m + p - 1) for GPipe") {

@@ -84,6 +84,7 @@ TEST_CASE("every generated table is valid, fits its slots and comes to its end")
         check_table(lowered(gpipe({p, m, split})), seed++);
         check_table(lowered(one_f_one_b({p, m, split})), seed++);
       }
+      check_table(lowered(zero_bubble_h1({p, m, true})), seed++);
       check_table(lowered(forward_only({p, m, true})), seed++);
     }
   }
@@ -117,6 +118,13 @@ TEST_CASE("peak activations are the published ones, plus the posted receive") {
             // The one that is read and the one that is posted.
             CHECK(slots.output_gradient_count == (r + 1 == p ? 0 : std::min<std::int64_t>(2, m)));
           }
+        }
+        const std::vector<StageSlots> late = assign_slots(lowered(zero_bubble_h1({p, m, true})));
+        for (std::int64_t r = 0; r < p; ++r) {
+          const StageSlots& d = late[static_cast<std::size_t>(r)];
+          CHECK(d.activation_count == std::min(p - r, m));  // I frees them as 1F1B's does
+          CHECK(d.weight_input_count <= std::min(p + (r > 0 ? 1 : 0), m));
+          CHECK(d.weight_gradient_count <= std::min(p, m));
         }
         const std::vector<StageSlots> evaluation = assign_slots(add_communication(forward_only({p, m, split})));
         for (std::int64_t r = 0; r < p; ++r) {

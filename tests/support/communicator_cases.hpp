@@ -4,13 +4,17 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "trainer/comm/communicator.hpp"
+#include "trainer/comm/shared_memory.hpp"
+#include "trainer/core/error.hpp"
 
 namespace trainer::test {
 
@@ -227,6 +231,135 @@ inline void check_split(comm::Communicator& comm) {
   check_small_collectives(*node);
 }
 
+/// Every rank writes its part, says so, and reads those of the ranks of its node, many times over: two buffers in turn,
+/// so that nobody waits for readers.
+inline void check_shared_memory(comm::Communicator& comm) {
+  constexpr std::size_t kWords = 5000;
+  constexpr std::uint64_t kRounds = 60;
+  const int me = comm.rank();
+  const auto words = [](int rank) { return kWords + static_cast<std::size_t>(rank) * 3; };
+  const auto memory = comm.share(2 * words(me) * sizeof(std::uint64_t), 2);
+  REQUIRE(memory != nullptr);
+  const auto buffer = [&](int rank, std::uint64_t round) {
+    return reinterpret_cast<std::uint64_t*>(memory->part(rank)) + (round % 2) * words(rank);
+  };
+  const auto value = [](int rank, std::uint64_t round, std::size_t i) {
+    return (static_cast<std::uint64_t>(rank) * 1000 + round) * 100000 + i;
+  };
+  CHECK(reinterpret_cast<std::uintptr_t>(memory->part(me)) % 64 == 0);
+  CHECK(std::all_of(memory->part(me), memory->part(me) + 2 * words(me) * sizeof(std::uint64_t),
+                    [](std::byte b) { return b == std::byte{0}; }));
+  std::size_t wrong = 0;
+  for (std::uint64_t round = 1; round <= kRounds; ++round) {
+    for (std::size_t i = 0; i < words(me); ++i) buffer(me, round)[i] = value(me, round, i);
+    memory->post(1, round);
+    for (int r = 0; r < comm.size(); ++r) {
+      if (memory->part(r) == nullptr) continue;
+      const auto there = [&] { return memory->reached(r, 1, round); };
+      comm::wait_until(std::ref(there), {"a neighbour's part", r});
+      for (std::size_t i = 0; i < words(r); ++i) wrong += buffer(r, round)[i] != value(r, round, i) ? 1 : 0;
+    }
+  }
+  CHECK(wrong == 0);
+  CHECK_FALSE(memory->reached(me, 0, 1));  // the other channel has not moved
+  comm.barrier();
+}
+
+/// Lanes both ways between neighbours at once: rings of two buffers, of several sizes, zero included.
+inline void check_shared_lanes(comm::Communicator& comm) {
+  constexpr int kLanes = 4;
+  constexpr std::size_t kBytes = 30000;
+  const int me = comm.rank();
+  const std::size_t records = comm::SharedLanes::record_bytes(kLanes);
+  const auto memory = comm.share(records + 2 * kLanes * kBytes, comm::SharedLanes::channels(kLanes));
+  REQUIRE(memory != nullptr);
+  comm::SharedLanes lanes(*memory, me, kLanes);
+  struct Ring {
+    std::vector<std::unique_ptr<comm::Transfer>> transfers;
+    std::vector<std::byte*> data;
+    int peer;
+    int lane;
+    std::size_t bytes;
+  };
+  std::vector<Ring> sends;
+  std::vector<Ring> receives;
+  std::vector<std::byte> received(2 * kLanes * kBytes);
+  const auto bytes_of = [](int lane) { return lane == 1 ? 0 : kBytes / (1 + static_cast<std::size_t>(lane)); };
+  // Lanes 0 and 1 go up, 2 and 3 down.
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const int to = lane < 2 ? me + 1 : me - 1;
+    const int from = lane < 2 ? me - 1 : me + 1;
+    const auto there = [&](int peer) { return peer >= 0 && peer < comm.size() && lanes.reaches(peer); };
+    Ring send{{}, {}, to, lane, bytes_of(lane)};
+    Ring receive{{}, {}, from, lane, bytes_of(lane)};
+    for (std::size_t entry = 0; entry < 2; ++entry) {
+      const std::size_t at = (2 * static_cast<std::size_t>(lane) + entry) * kBytes;
+      send.data.push_back(memory->part(me) + records + at);
+      receive.data.push_back(received.data() + at);
+      if (there(to)) send.transfers.push_back(lanes.make_send(send.data.back(), send.bytes, to, lane));
+      if (there(from)) receive.transfers.push_back(lanes.make_receive(receive.data.back(), receive.bytes, from, lane));
+    }
+    if (there(to)) sends.push_back(std::move(send));
+    if (there(from)) receives.push_back(std::move(receive));
+  }
+  const auto value = [](int from, int lane, int round) { return static_cast<std::byte>(from * 31 + lane * 7 + round); };
+  std::size_t wrong = 0;
+  for (int round = 0; round < 50; ++round) {
+    const auto entry = static_cast<std::size_t>(round % 2);
+    for (Ring& r : receives) r.transfers[entry]->start();
+    for (Ring& s : sends) {
+      comm::wait(*s.transfers[entry], {"a send before this one", s.peer});
+      std::fill_n(s.data[entry], s.bytes, value(me, s.lane, round));
+      s.transfers[entry]->start();
+    }
+    for (Ring& r : receives) {
+      comm::wait(*r.transfers[entry], {"a message through shared memory", r.peer});
+      const std::byte expected = value(r.peer, r.lane, round);
+      for (std::size_t i = 0; i < r.bytes; ++i) wrong += r.data[entry][i] != expected ? 1 : 0;
+    }
+  }
+  for (Ring& s : sends) {
+    for (auto& t : s.transfers) comm::wait(*t, {"the last sends", s.peer});
+  }
+  CHECK(wrong == 0);
+  if (!sends.empty()) CHECK_THROWS_AS(lanes.make_send(received.data(), 1, me, 0), Error);
+  comm.barrier();
+}
+
+/// A sender that is ahead of its receiver waits for its two buffers, and overwrites neither before it was read.
+inline void check_fast_sender(comm::Communicator& comm) {
+  constexpr std::size_t kBytes = 200000;
+  constexpr int kMessages = 30;
+  const std::size_t records = comm::SharedLanes::record_bytes(1);
+  const auto memory = comm.share(records + 2 * kBytes, comm::SharedLanes::channels(1));
+  REQUIRE(memory != nullptr);
+  comm::SharedLanes lanes(*memory, comm.rank(), 1);
+  const auto value = [](int message) { return static_cast<std::byte>(message + 1); };
+  if (comm.size() > 1 && comm.rank() == 0 && lanes.reaches(1)) {
+    std::byte* const data = memory->part(0) + records;
+    const std::unique_ptr<comm::Transfer> sends[2] = {lanes.make_send(data, kBytes, 1, 0),
+                                                      lanes.make_send(data + kBytes, kBytes, 1, 0)};
+    for (int m = 0; m < kMessages; ++m) {
+      comm::wait(*sends[m % 2], {"a slow receiver", 1, m});
+      std::fill_n(data + (m % 2 == 0 ? 0 : kBytes), kBytes, value(m));
+      sends[m % 2]->start();
+    }
+    for (const auto& send : sends) comm::wait(*send, {"a slow receiver", 1, kMessages});
+  } else if (comm.rank() == 1 && lanes.reaches(0)) {
+    std::vector<std::byte> received(kBytes);
+    const auto receive = lanes.make_receive(received.data(), kBytes, 0, 0);
+    std::size_t wrong = 0;
+    for (int m = 0; m < kMessages; ++m) {
+      std::this_thread::sleep_for(std::chrono::microseconds(300));
+      receive->start();
+      comm::wait(*receive, {"a fast sender", 0, m});
+      for (const std::byte b : received) wrong += b != value(m) ? 1 : 0;
+    }
+    CHECK(wrong == 0);
+  }
+  comm.barrier();
+}
+
 inline void check_communicator(comm::Communicator& comm, bool long_sizes) {
   for (const std::int64_t count : {0, 1, 2, 5, 1000, 1025, 100003}) check_all_reduce(comm, count);
   if (long_sizes) check_all_reduce(comm, 2500000, 1);
@@ -236,6 +369,9 @@ inline void check_communicator(comm::Communicator& comm, bool long_sizes) {
   check_interleaved(comm);
   check_small_collectives(comm);
   check_split(comm);
+  check_shared_memory(comm);
+  check_shared_lanes(comm);
+  check_fast_sender(comm);
 }
 
 }  // namespace trainer::test

@@ -176,6 +176,9 @@ inline std::vector<Case> layouts(std::int64_t ranks) {
     add(model, 1, 2, 1, "gpipe", 2, 4);
     add(model, 1, 2, 1, "1f1b", 1, 4, "parallel.split_backward=false");
     add(model, 1, 2, 1, "1f1b", 1, 1);
+    add(model, 1, 2, 1, "zb-h1", 1, 4);
+    add(model, 1, 3, 1, "zb-h1", 2, 6);
+    add(model, 1, 4, 1, "zb-h1", 1, 3);
     add(model, 1, 3, 1, "1f1b", 1, 4, "parallel.partition=uniform");
     add(model, 1, 3, 1, "gpipe", 1, 2);
     add(model, 1, 4, 1, "1f1b", 2, 6);
@@ -193,6 +196,7 @@ inline std::vector<Case> layouts(std::int64_t ranks) {
     add(model, 1, 2, 3, "1f1b", 1, 4);
     add(model, 3, 2, 1, "1f1b", 1, 2);
     add(model, 2, 2, 2, "1f1b", 1, 2);
+    add(model, 2, 2, 2, "zb-h1", 1, 4);
     add(model, 1, 4, 2, "1f1b", 1, 4);
     add(model, 2, 4, 1, "1f1b", 1, 3);
     add(model, 2, 4, 2, "1f1b", 1, 3);

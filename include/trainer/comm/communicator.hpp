@@ -13,6 +13,8 @@
 
 namespace trainer::comm {
 
+class SharedMemory;  // trainer/comm/shared_memory.hpp
+
 /// What a wait is for, so that a hang can be explained. Strings must outlive the wait (literals).
 struct WaitTag {
   const char* what = "";  // "forward activations of micro-batch"
@@ -72,6 +74,12 @@ class Communicator {
   /// Ranks that share this node's memory. Collective.
   virtual std::unique_ptr<Communicator> split_node() = 0;
 
+  /// Memory shared with those ranks that are on this node: `bytes` for this rank (they may differ between ranks; 0 is
+  /// legal) and `channels` counters for each. Collective. Null on every rank when the system refuses.
+  virtual std::unique_ptr<SharedMemory> share(std::size_t bytes, int channels) = 0;
+  /// Lets messages in flight progress, for those who wait for something else.
+  virtual void progress() = 0;
+
  protected:
   /// Implementations accept tags in [max_tag(), max_tag() + kReservedTags): they belong to the all-reduces, which take
   /// them in the order of the collective calls. MPI promises 32768 tags at least.
@@ -107,12 +115,14 @@ double wait(Testable& op, const WaitTag& tag) {
 enum class SendMode { Eager, Rendezvous };
 
 /// Ranks as threads of this process: `body(communicator)` runs once a rank; the first exception is rethrown after all
-/// threads have ended (the others get Error(Internal) from their waits).
-void run_in_process(int ranks, const std::function<void(Communicator&)>& body, SendMode mode = SendMode::Eager);
+/// threads have ended (the others get Error(Internal) from their waits). With `ranks_per_node` they behave as if each
+/// so many ranks had a node of their own.
+void run_in_process(int ranks, const std::function<void(Communicator&)>& body, SendMode mode = SendMode::Eager,
+                    int ranks_per_node = 0);
 
 /// Wraps `inner`, which must outlive it: starts and completions of transfers, those of the all-reduces included, are
 /// delayed by up to `max_delay_seconds` each and so reordered, by a counter RNG of (`seed`, rank). Order within one
-/// (peer, tag) is kept. Use either the wrapper or `inner`, not both.
+/// (peer, tag) is kept. What is posted in shared memory is delayed too. Use either the wrapper or `inner`, not both.
 std::unique_ptr<Communicator> make_faulty(Communicator& inner, std::uint64_t seed, double max_delay_seconds);
 
 }  // namespace trainer::comm

@@ -18,7 +18,7 @@ enum class Precision { Float32, BFloat16 };
 enum class OptimizerType { Sgd, AdamW };
 enum class RateCurve { Constant, Linear, Cosine };
 enum class PartitionRule { Uniform, Parameters, Flops, Written };
-enum class ScheduleName { GPipe, OneFOneB };
+enum class ScheduleName { GPipe, OneFOneB, ZeroBubbleH1 };
 
 // ---- model -------------------------------------------------------------------------------------------------------
 
@@ -201,6 +201,9 @@ struct Config {
 /// and validates. Throws Error(Usage) naming JSON path, value, expectation and the nearest valid word. Relative file
 /// paths are kept as written. At most 1 MiB, depth ≤ 64, no duplicate and no unknown keys.
 Config parse(const std::string& text, const std::string& source_name, const std::vector<std::string>& overrides = {});
+
+/// "1f1b", as the configuration spells it.
+const char* name_of(ScheduleName schedule);
 
 /// The whole configuration as JSON with every key written out; parse(to_json(c)) is c.
 std::string to_json(const Config& config);

@@ -104,7 +104,7 @@ struct Node {
   std::vector<ParameterId> parameters;  // in the order its Op states
 };
 
-/// The pieces that a stage cut may not divide: the embedding, each block or written layer, the head with the loss.
+/// What people cut a model between: the embedding, each block or written layer, the head with the loss.
 struct Unit {
   std::string name;  // "embedding", "h.3", "head"
   std::int64_t node_begin = 0;
@@ -116,6 +116,9 @@ struct Graph {
   std::vector<Value> values;
   std::vector<Parameter> parameters;  // in order of first use: "the global order of parameters"
   std::vector<Unit> units;
+  /// What no cut divides: the units, a gpt's blocks parted into "h.3.attn" and "h.3.mlp", between which one value
+  /// flows as it does between blocks.
+  std::vector<Unit> pieces;
   ValueId input;               // tokens or features
   ValueId target;              // tokens (classes) or features (real targets)
   ValueId output;              // logits or predictions

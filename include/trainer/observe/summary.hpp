@@ -13,7 +13,9 @@ namespace trainer::observe {
 struct RunSummary {
   struct Memory {
     int rank = 0;
-    double predicted = 0, measured = 0;  // bytes
+    double predicted = 0, measured = 0;  // bytes, above what the process had when MPI had started
+    double live_set = 0;                 // bytes of weights, gradients, optimizer state and activations
+    double process = 0;                  // bytes, the peak of the whole process
   };
   std::int64_t first_step = 0, last_step = 0;
   double loss = 0;
@@ -24,7 +26,7 @@ struct RunSummary {
 };
 
 /// {"first_step", "last_step", "loss", "validation_loss"?, "accuracy"?, "seconds", "exit_code",
-///  "peak_memory": [{"rank", "predicted", "measured"}, …]}
+///  "peak_memory": [{"rank", "predicted", "measured", "live_set", "process"}, …]}
 std::string to_json(const RunSummary& summary);
 
 /// {"step", "validation_loss", "accuracy"?, "validation_targets"}

@@ -68,7 +68,7 @@ void matmul_block(const MatmulShape& shape, const float* a, const float* b, floa
 /// emulated: the same bits, at float32's speed.
 bool has_bfloat16();
 
-/// Measured multiply-add peak of one core, FLOP/s, at the widest vectors in use (about 20 ms).
+/// Measured multiply-add peak of one core, FLOP/s, at the widest vectors in use (2 to 20 ms).
 double measure_peak_flops(MatmulPrecision precision = MatmulPrecision::Float32);
 
 /// Every thread that computes calls this once: denormals flush to zero alike everywhere.

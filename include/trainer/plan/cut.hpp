@@ -2,23 +2,31 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "trainer/config/config.hpp"
 #include "trainer/core/shape.hpp"
 #include "trainer/model/graph.hpp"
+#include "trainer/schedule/schedule.hpp"
 
 namespace trainer::plan {
 
-/// Units [begin, end) of each stage, contiguous, none empty, all covered, by the configured rule.
-/// Throws Error(Usage) when there are more stages than units or the written list does not add up.
-std::vector<Range> cut_stages(const model::Graph& graph, const config::Parallel& parallel, std::int64_t stages);
+/// Nodes [begin, end) of each stage, contiguous, none empty, all covered, by the configured rule. `table` is the order
+/// of the stages' work, with communication: "flops" takes the cut (between pieces) whose simulated step in it is
+/// shortest, as far as a search from the balanced one finds it; the others cut between units. A pure function. Throws
+/// Error(Usage) when there are more stages than units or the written list does not add up.
+std::vector<Range> cut_stages(const model::Graph& graph, const config::Parallel& parallel,
+                              const schedule::Schedule& table);
 
 /// The contiguous cut of `costs` into `parts` non-empty parts with the smallest largest sum; among those the one with
 /// the smallest sum of squares. Exact, by dynamic programming in O(parts · n²).
 std::vector<Range> balanced_cut(const std::vector<double>& costs, std::int64_t parts);
 
-/// Nodes [begin, end) of a range of units.
-Range nodes_of(const model::Graph& graph, Range units);
+/// Floating-point operations of one sample through these nodes, as times for the simulator.
+schedule::StageTimes flops_of(const model::Graph& graph, Range nodes);
+
+/// "h.2 … head (4)": the first and last unit (or piece of one) of a stage and how many units it has.
+std::string describe_stage(const model::Graph& graph, Range nodes);
 
 }  // namespace trainer::plan

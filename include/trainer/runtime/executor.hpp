@@ -8,6 +8,7 @@
 #include "trainer/comm/communicator.hpp"
 #include "trainer/runtime/batch_source.hpp"
 #include "trainer/runtime/gradient_sync.hpp"
+#include "trainer/runtime/stage_messages.hpp"
 #include "trainer/runtime/stage_runner.hpp"
 #include "trainer/schedule/schedule.hpp"
 
@@ -29,12 +30,12 @@ struct PassResult {
 
 class Executor {
  public:
-  /// The memory of `arena` (lay_out_arena) and everything referred to must stay. `pipeline`: rank = stage.
-  /// Point-to-point of two executors on one communicator is kept apart by `channel` (0 or 1). Not collective, but peers
-  /// must make theirs alike.
+  /// The memory of `arena` (lay_out_arena) and everything referred to must stay. `messages`: rank = stage.
+  /// Transfers of two executors over the same messages are kept apart by `channel` (0 or 1), not their memory: they
+  /// take turns. Not collective, but peers must make theirs alike.
   Executor(const model::Graph& graph, const schedule::Schedule& schedule, const schedule::StageSlots& slots,
-           StageId stage, const StageLayout& layout, std::byte* arena, StageRunner& runner,
-           comm::Communicator& pipeline, int channel, std::vector<int> world_ranks);
+           StageId stage, const StageLayout& layout, std::byte* arena, StageRunner& runner, StageMessages& messages,
+           int channel, std::vector<int> world_ranks);
 
   /// One walk over the table; `sync` may be null (forward only). Allocates nothing.
   PassResult run(const BatchSource& batches, const PassRequest& request, GradientSync* sync);
@@ -65,8 +66,8 @@ class Executor {
   std::byte* slot_of(Region region, std::int32_t slot) const;
   template <class MakeTransfer>
   Lane make_lane(Place place, const MakeTransfer& make) const;
-  void wire_inputs(comm::Communicator& pipeline, int channel);
-  void wire_outputs(comm::Communicator& pipeline, int channel);
+  void wire_inputs(int channel);
+  void wire_outputs(int channel);
   Frame frame_of(std::int32_t micro_batch) const;
   ops::MicroBatch batch_of(const BatchSource& batches, const PassRequest& request, std::int32_t micro_batch) const;
   void post_next(Receiver& receiver);
@@ -86,6 +87,7 @@ class Executor {
   std::byte* arena_;
   ArenaLayout arena_layout_;
   StageRunner& runner_;
+  StageMessages& messages_;
   std::vector<int> world_ranks_;  // [stage] of this replica and tensor place, for messages to people
   int peer_before_ = -1, peer_after_ = -1;
   Receiver forward_receiver_, backward_receiver_;

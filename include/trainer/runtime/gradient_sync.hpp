@@ -14,29 +14,33 @@ namespace trainer::runtime {
 
 /// Sums each gradient over the data ranks in buckets that start as soon as the backward has completed them, then adds
 /// the uses of tied parameters in the order of nodes, the same order in every layout. Losses are scaled by the global
-/// batch, so sums are means.
+/// batch, so sums are means. Replicas that share memory each sum their duty only, reading the others' gradients where
+/// they lie; it is they who update it, in the weights that all compute with.
 class GradientSync {
  public:
   /// `data`: ranks of this stage and tensor place; `pipeline`: stages of this replica and tensor place, rank = stage.
   /// Collective over both.
-  GradientSync(const RunPlan& plan, const plan::Coordinates& at, Parameters& parameters, comm::Communicator& data,
-               comm::Communicator& pipeline);
+  GradientSync(const RunPlan& plan, const plan::Coordinates& at, Parameters& parameters, ThreadPool& pool,
+               comm::Communicator& data, comm::Communicator& pipeline);
 
   /// The last micro-batch's weight gradient of this node is complete: buckets that are whole now start.
   void weight_done(NodeId node);
   void progress();
-  /// Waits for all buckets; every bucket has been started by then.
+  /// Waits for all buckets; every bucket has been started by then. Afterwards the gradients of this rank's duty are the
+  /// sums; nobody may begin to overwrite gradients before all replicas have come this far.
   void finish_replicas();
   /// Exchanges and adds the uses of tied parameters. All stages that hold one call it.
   void finish_tied();
+  /// After this rank has updated its duty: waits until all replicas have, so that the weights are whole.
+  void finish_update();
 
   double waited_seconds() const { return waited_; }
-  static std::size_t extra_bytes(const RunPlan& plan, const ParameterLayout& parameters, const plan::Coordinates& at);
 
  private:
   struct Bucket {
     NodeId first_node;  // the bucket is whole when this node is done
     std::unique_ptr<comm::AllReduce> reduce;
+    std::vector<Range> duty;  // instead, where replicas share memory: elements of the gradients to sum here
     bool started = false, done = false;
   };
   // One use of a tied parameter, here or on another stage.
@@ -52,15 +56,32 @@ class GradientSync {
     float* sum = nullptr;  // the gradient that the optimizer reads
     std::vector<TiedUse> uses;
   };
-  void make_buckets(Parameters& parameters, comm::Communicator& data, Range nodes);
-  void make_tied(const RunPlan& plan, const plan::Coordinates& at, Parameters& parameters,
-                 comm::Communicator& pipeline);
+  void make_buckets(comm::Communicator& data, Range nodes);
+  void make_tied(const RunPlan& plan, const plan::Coordinates& at, comm::Communicator& pipeline);
+  Tied make_tied_piece(const RunPlan& plan, const plan::Coordinates& at, comm::Communicator& pipeline,
+                       const HeldParameter& held, const Piece& piece);
+  bool all_reached(ReplicaChannel channel, std::uint64_t value);
+  bool test(std::size_t bucket);
 
+  Parameters& parameters_;
+  ThreadPool& pool_;
+  const int replicas_;
+  std::vector<const float*> terms_;  // [replica]
+  // Counts over all steps, as shared counters only rise.
+  std::uint64_t buckets_before_ = 0;  // of finished steps
+  std::uint64_t updates_ = 0;
   std::vector<Bucket> buckets_;  // in the order in which they become whole
   std::vector<Tied> tied_;
   std::size_t oldest_ = 0;
   double waited_ = 0;
 };
+
+/// Memory that the exchange takes on one rank, in bytes.
+struct GradientMemory {
+  std::size_t own = 0;
+  std::size_t neighbours = 0;  // of their gradients that this rank reads
+};
+GradientMemory gradient_memory(const RunPlan& plan, const ParameterLayout& parameters, const plan::Coordinates& at);
 
 /// Tags on the pipeline communicator from here on belong to tied parameters, below it to activations and gradients.
 inline constexpr int kTiedTagBase = 8192;

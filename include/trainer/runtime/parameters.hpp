@@ -1,11 +1,14 @@
 // This rank's parameters: flat weights, gradients (a buffer a use) and optimizer state, and the boxes of the global
-// tensors that they are.
+// tensors that they are. Replicas on one node hold one copy of the weights among them, and each only its share of the
+// optimizer's state.
 #pragma once
 
 #include <cstdint>
-#include <string_view>
+#include <memory>
 #include <vector>
 
+#include "trainer/comm/communicator.hpp"
+#include "trainer/comm/shared_memory.hpp"
 #include "trainer/core/tensor.hpp"
 #include "trainer/core/thread_pool.hpp"
 #include "trainer/optim/optimizer.hpp"
@@ -13,14 +16,24 @@
 
 namespace trainer::runtime {
 
+/// One of a parameter's boxes, or rows of it.
+struct Piece {
+  Box box;
+  std::int64_t begin = 0;  // first element, in the parameter's memory
+  std::size_t state = 0;   // element offset in each state() where replicas divide it; else the weight's own offset
+};
+
 struct HeldParameter {
   ParameterId id;
   std::vector<Box> boxes;  // one behind the other in memory
   std::int64_t elements = 0;
+  /// What this replica does for all of them: an equal share of each box's rows, the same on every stage cut. It sums
+  /// their squares and saves them; where replicas share memory it alone sums their gradients and updates them.
+  std::vector<Piece> share;
   std::size_t weight = 0;  // element offset in weights() and each state()
   bool decay = true;
-  /// This rank speaks for the parameter in norms and checkpoints (replica 0 only): not a copy on another tensor rank,
-  /// not the second holder of a tied one.
+  /// This rank speaks for the parameter (its share) in norms and checkpoints: not a copy on another tensor rank, not
+  /// the second holder of a tied one.
   bool counted = true;
   std::vector<std::size_t> gradients;  // element offset of each use in this stage, in node order
 };
@@ -35,30 +48,49 @@ struct ParameterLayout {
   std::vector<std::vector<Use>> of_node;  // [node − first node of the stage][parameter of the node]
   std::size_t weight_elements = 0;
   std::size_t gradient_elements = 0;  // in node order, so that a backward completes them from the end
+  std::size_t state_elements = 0;     // of this replica's share
+  bool shared = false;                // replicas are planned to lie on one node
 };
 ParameterLayout lay_out_parameters(const RunPlan& plan, const plan::LocalGraph& local, const plan::Coordinates& at);
+
+/// Counters that replicas raise in the memory they share.
+enum ReplicaChannel : int { kBucketsReady, kWeightsUpdated, kReplicaChannels };
 
 class Parameters {
  public:
   /// Books memory; gradients and `state_count` state tensors only when `training`. Weights are zero until initialise or
-  /// loaded.
-  Parameters(ParameterLayout layout, bool training, int state_count);
+  /// loaded. With `replicas` (this one's number in it is its rank; collective over it then) their memory is shared
+  /// where they are on one node.
+  Parameters(ParameterLayout layout, bool training, int state_count, comm::Communicator* replicas = nullptr);
 
-  /// Initial values: each element a function of (seed, parameter name, global index).
+  /// Initial values of what this rank sets: each element a function of (seed, parameter name, global index).
   void initialise(const model::Graph& graph, std::uint64_t seed, ThreadPool& pool);
 
   const ParameterLayout& layout() const { return layout_; }
-  float* weights() { return weights_.f32(); }
-  float* gradients() { return gradients_.f32(); }
+  float* weights() { return weights_; }
+  float* gradients() { return gradients_; }
   float* state(int index) { return states_[static_cast<std::size_t>(index)].f32(); }
+
+  /// The memory that replicas share; null: each has its own.
+  comm::SharedMemory* shared() { return shared_.get(); }
+  float* gradients_of(int replica) { return reinterpret_cast<float*>(shared_->part(replica)); }
+  /// What this rank sums, updates and loads: its share where replicas share memory, else everything.
+  const std::vector<Piece>& duty(const HeldParameter& held) const { return shared_ ? held.share : whole_[index(held)]; }
 
   /// What the optimizer walks, in the order of layout().held; the gradient is that of the first use.
   const std::vector<optim::Segment>& segments() const { return segments_; }
 
  private:
+  std::size_t index(const HeldParameter& held) const { return static_cast<std::size_t>(&held - layout_.held.data()); }
+  void take_memory(bool training, comm::Communicator* replicas);
+
   ParameterLayout layout_;
-  Buffer weights_;
-  Buffer gradients_;
+  std::vector<std::vector<Piece>> whole_;  // [held]
+  // A shared part is a replica's gradients; behind those of replica 0 lie the weights.
+  std::unique_ptr<comm::SharedMemory> shared_;
+  Buffer own_weights_, own_gradients_;
+  float* weights_ = nullptr;
+  float* gradients_ = nullptr;
   std::vector<Buffer> states_;
   std::vector<optim::Segment> segments_;
 };

@@ -24,7 +24,6 @@ struct RunPlan {
   config::Config config;  // with parallel resolved
   model::Graph graph;
   plan::Mesh mesh;
-  std::vector<Range> stage_units;                        // [stage]
   std::vector<Range> stage_nodes;                        // [stage]
   schedule::Schedule training;                           // with communication and reductions
   schedule::Schedule forward_only;                       // with communication
@@ -34,7 +33,10 @@ struct RunPlan {
   /// [parameter] all uses over all stages in the order of nodes; more than one: tied.
   std::vector<std::vector<ParameterUse>> parameter_uses;
 
-  std::int64_t stages() const { return static_cast<std::int64_t>(stage_units.size()); }
+  /// [rank] which node it is on; empty: all are on one.
+  std::vector<int> node_of_rank;
+
+  std::int64_t stages() const { return static_cast<std::int64_t>(stage_nodes.size()); }
   Range nodes(StageId stage) const { return stage_nodes[stage.index()]; }
   const std::vector<ParameterUse>& uses(ParameterId p) const { return parameter_uses[p.index()]; }
 };
@@ -49,16 +51,31 @@ ops::MatmulPrecision matmul_precision(const config::Config& config);
 /// was not asked for. For training; evaluation and generation emulate without asking.
 void require_precision(const config::Config& config);
 
+/// Which of a rank's groups lie on one node, so that they share memory.
+struct SharedGroups {
+  bool data = true, pipeline = true, tensor = true;
+};
+SharedGroups on_one_node(const RunPlan& plan, const plan::Coordinates& at);
+
+/// Element counts of the sums over tensor ranks that a stage asks for.
+std::vector<std::int64_t> reduction_sizes(const RunPlan& plan, const plan::LocalGraph& local, StageId stage);
+
 /// Bytes that one rank will hold, by purpose.
 struct MemoryPrediction {
   std::size_t weights = 0;
   std::size_t gradients = 0;
   std::size_t optimizer = 0;
   std::size_t activations = 0;    // slots, rings and scratch of the stage
-  std::size_t communication = 0;  // staging of reductions, remote tied gradients
+  std::size_t communication = 0;  // staging of reductions, what is read of neighbours' gradients, remote tied gradients
   std::size_t data = 0;
   std::size_t fixed = 0;  // the process itself after MPI has started
+  /// What the run computes with; the rest of total() is what running it costs.
+  std::size_t live_set() const { return weights + gradients + optimizer + activations; }
+  /// What is resident in this process. `elsewhere` of it is memory that another rank of the node has taken and counts
+  /// too: of a node's ranks the sum of own() is what they take together.
   std::size_t total() const { return weights + gradients + optimizer + activations + communication + data + fixed; }
+  std::size_t elsewhere = 0;
+  std::size_t own() const { return total() - elsewhere; }
 };
 MemoryPrediction predict_memory(const RunPlan& plan, std::int64_t rank, int threads, std::size_t data_bytes);
 

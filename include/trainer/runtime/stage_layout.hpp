@@ -58,7 +58,6 @@ struct NodeLayout {
   Place output_gradient;
   Place saved;
   Place forward_workspace, backward_workspace;
-  Place reduce_temporary;  // where a partial input gradient is summed before it is accumulated
 };
 
 struct LossLayout {
@@ -99,12 +98,15 @@ struct StageLayout {
 
 StageLayout lay_out(const LayoutRequest& request);
 
-/// Bytes of the whole arena for these slot counts, and where each region's slots begin in it.
+/// Where each region's slots begin for these slot counts: those of outgoing messages in memory of their own, all others
+/// in the arena.
 struct ArenaLayout {
   std::array<std::size_t, kRegions> begin{};
   std::array<std::int32_t, kRegions> slots{};
   std::size_t bytes = 0;
+  std::size_t message_bytes = 0;
 };
+inline bool is_message(Region region) { return region == Region::SendForward || region == Region::SendBackward; }
 ArenaLayout lay_out_arena(const StageLayout& stage, const schedule::StageSlots& slots);
 
 /// Offsets for intervals of time that share one memory: greedy, largest first, lowest offset that fits.

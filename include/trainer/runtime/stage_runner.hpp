@@ -65,8 +65,11 @@ class StageRunner {
   LossResult squared_error(const Frame& frame, const LossRequest& request);
   std::int64_t count_hits(const Frame& frame, ConstMatrix logits, const std::int32_t* targets);
   Matrix matrix(const Frame& frame, Place place, ValueId value) const;
+  bool reduces_input_gradient(const NodeLayout& node) const {
+    return local_.nodes[node.node.index()].reduce_input_gradient && tensor_.size() > 1;
+  }
   void step_aside() {
-    tensor_.progress();
+    tensor_.progress(pool_);
     if (progress) progress();
   }
 

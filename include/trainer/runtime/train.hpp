@@ -34,7 +34,9 @@ struct TrainOptions {
 
 struct RankMemory {
   double predicted = 0;  // bytes
-  double measured = 0;
+  double measured = 0;   // VmHWM less its value after MPI had started
+  double live_set = 0;   // MemoryPrediction::live_set
+  double process = 0;    // VmHWM
 };
 struct RankWaits {
   double receive = 0, send = 0, tensor = 0, gradients = 0;  // seconds

@@ -32,8 +32,9 @@ class Worker {
   ~Worker();
 
   void initialise();
-  /// Weights (and optimizer state when training) from a checkpoint of any layout. Local; wrap in agree(). False when it
-  /// lacks state of this optimizer, which then begins with zeros.
+  /// Weights (and optimizer state when training) from a checkpoint of any layout. Local; wrap in agree(): replicas of a
+  /// node read a share each, so the weights are whole when all have come back. False when it lacks state of this
+  /// optimizer, which then begins with zeros.
   bool load(const storage::CheckpointReader& checkpoint);
   /// This rank's pieces of a checkpoint; they point into the worker's memory.
   std::vector<storage::Piece> pieces() const;
@@ -81,6 +82,7 @@ class Worker {
   std::unique_ptr<Parameters> parameters_;
   std::unique_ptr<optim::Optimizer> optimizer_;
   Buffer arena_;
+  std::unique_ptr<StageMessages> messages_;
   std::unique_ptr<Program> training_, forward_only_;
   std::unique_ptr<GradientSync> sync_;
   std::unique_ptr<BatchSource> batches_;

@@ -60,6 +60,9 @@ struct PipelineShape {
 Schedule gpipe(const PipelineShape& shape);
 /// Warm-up of min(stages − 1 − rank, micro_batches) forwards, steady 1F1B, cool-down.
 Schedule one_f_one_b(const PipelineShape& shape);
+/// ZB-H1 (Qi, Wan, Huang, Lin: Zero Bubble Pipeline Parallelism, 2023): 1F1B whose weight gradients wait until a stage
+/// would hold more than `stages` micro-batches, and fill the gaps of the cool-down. Needs split_backward.
+Schedule zero_bubble_h1(const PipelineShape& shape);
 /// Evaluation.
 Schedule forward_only(const PipelineShape& shape);
 
