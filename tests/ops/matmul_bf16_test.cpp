@@ -95,14 +95,22 @@ void on_every_kernel(const Body& body) {
   set_bf16_kernel(available_isas().back(), true);
 }
 
+/// A pool of threads that flush denormals.
+struct FlushingPool : ThreadPool {
+  explicit FlushingPool(int threads) : ThreadPool((flush_denormals(), threads), false) {}
+};
+
+/// Every accumulate and bias of one shape on every kernel.
 void check_chain(ThreadPool& pool, const MatmulShape& shape) {
   const Case x(shape);
   for (bool accumulate : {false, true}) {
     for (bool with_bias : {false, true}) {
       INFO(name_of(shape), " threads ", pool.threads(), " accumulate ", accumulate, " bias ", with_bias);
       const Floats expected = chain_reference(x, accumulate, with_bias);
-      REQUIRE(same_bits(run(pool, x, accumulate, with_bias), expected));
-      if (!with_bias) REQUIRE(same_bits(run_block(x, accumulate), expected));
+      on_every_kernel([&] {
+        REQUIRE(same_bits(run(pool, x, accumulate, with_bias), expected));
+        if (!with_bias) REQUIRE(same_bits(run_block(x, accumulate), expected));
+      });
     }
   }
 }
@@ -110,33 +118,29 @@ void check_chain(ThreadPool& pool, const MatmulShape& shape) {
 }  // namespace
 
 TEST_CASE("bfloat16: bits are the chain's, for every kernel, layout and small size") {
-  on_every_kernel([] {
-    ThreadPool pool(2, false);
-    for (Layout layout : kLayouts) {
-      for (std::int64_t i = 1; i <= 70; ++i) {
-        check_chain(pool, bf16_shape(layout, i, (i * 37) % 70 + 1, (i * 11) % 71 + 1, i % 3));
-        check_chain(pool, bf16_shape(layout, (i * 29) % 70 + 1, i, (i * 13) % 67 + 1, i % 2));
-      }
+  FlushingPool pool(2);
+  for (Layout layout : kLayouts) {
+    for (std::int64_t i = 1; i <= 70; ++i) {
+      check_chain(pool, bf16_shape(layout, i, (i * 37) % 70 + 1, (i * 11) % 71 + 1, i % 3));
+      check_chain(pool, bf16_shape(layout, (i * 29) % 70 + 1, i, (i * 13) % 67 + 1, i % 2));
     }
-  });
+  }
 }
 
 TEST_CASE("bfloat16: bits are the chain's around the bounds of k-blocks and of blocks of rows and columns") {
-  on_every_kernel([] {
-    ThreadPool pool(3, false);
-    for (Layout layout : kLayouts) {
-      for (std::int64_t k : {1, 2, 31, 32, 33, 766, 767, 768, 769, 770, 1535, 1536, 1537}) {
-        check_chain(pool, bf16_shape(layout, 5, 35, k, k % 5));
-      }
-      check_chain(pool, bf16_shape(layout, 113, 41, 769, 3));
-      check_chain(pool, bf16_shape(layout, 97, 520, 5));
-      check_chain(pool, bf16_shape(layout, 1031, 33, 3));
-      check_chain(pool, bf16_shape(layout, 2060, 9, 2, 1));
-      check_chain(pool, bf16_shape(layout, 98, 2100, 3));
+  FlushingPool pool(3);
+  for (Layout layout : kLayouts) {
+    for (std::int64_t k : {1, 2, 31, 32, 33, 766, 767, 768, 769, 770, 1535, 1536, 1537}) {
+      check_chain(pool, bf16_shape(layout, 5, 35, k, k % 5));
     }
-    check_chain(pool, bf16_shape(Layout::TN, 520, 100, 300));  // packing cut along k
-    check_chain(pool, bf16_shape(Layout::NN, 100, 520, 300));
-  });
+    check_chain(pool, bf16_shape(layout, 113, 41, 769, 3));
+    check_chain(pool, bf16_shape(layout, 97, 520, 5));
+    check_chain(pool, bf16_shape(layout, 1031, 33, 3));
+    check_chain(pool, bf16_shape(layout, 2060, 9, 2, 1));
+    check_chain(pool, bf16_shape(layout, 98, 2100, 3));
+  }
+  check_chain(pool, bf16_shape(Layout::TN, 520, 70, 300));  // packing cut along k
+  check_chain(pool, bf16_shape(Layout::NN, 70, 520, 300));
 }
 
 TEST_CASE("bfloat16: kernels and thread counts agree bit for bit on larger shapes") {
@@ -150,7 +154,7 @@ TEST_CASE("bfloat16: kernels and thread counts agree bit for bit on larger shape
     const Floats expected = chain_reference(x, true, true);
     on_every_kernel([&] {
       for (int threads : {1, 2, 4}) {
-        ThreadPool pool(threads, false);
+        FlushingPool pool(threads);
         INFO(name_of(shape), " threads ", threads);
         CHECK(same_bits(run(pool, x, true, true), expected));
       }
@@ -271,16 +275,14 @@ TEST_CASE("bfloat16: the distance to the exact product is within the rounding bo
 }
 
 TEST_CASE("bfloat16: empty sizes") {
-  on_every_kernel([] {
-    ThreadPool pool(2, false);
-    for (Layout layout : kLayouts) {
-      check_chain(pool, bf16_shape(layout, 3, 4, 0, 1));
-      for (const auto& [m, n] : {std::pair<std::int64_t, std::int64_t>{0, 4}, {4, 0}, {0, 0}}) {
-        const Case x(bf16_shape(layout, m, n, 5, 2));
-        CHECK(same_bits(run(pool, x, false, true), x.c));
-      }
+  FlushingPool pool(2);
+  for (Layout layout : kLayouts) {
+    check_chain(pool, bf16_shape(layout, 3, 4, 0, 1));
+    for (const auto& [m, n] : {std::pair<std::int64_t, std::int64_t>{0, 4}, {4, 0}, {0, 0}}) {
+      const Case x(bf16_shape(layout, m, n, 5, 2));
+      CHECK(same_bits(run(pool, x, false, true), x.c));
     }
-  });
+  }
 }
 
 TEST_CASE("bfloat16: a workspace serves every smaller shape, is every kernel's, and is not overrun") {
