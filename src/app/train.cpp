@@ -206,12 +206,19 @@ void require_memory(comm::Communicator& world, const runtime::RunPlan& plan, con
 }
 
 // Peak of all cores that the ranks compute on, from one measured while the others wait.
-double total_peak_flops(comm::Communicator& world, const comm::NodePlan& node) {
+double total_peak_flops(comm::Communicator& world, const comm::NodePlan& node, ops::MatmulPrecision precision) {
   double facts[2] = {0, 0};
-  if (world.rank() == 0) facts[0] = ops::measure_peak_flops();
+  if (world.rank() == 0) facts[0] = ops::measure_peak_flops(precision);
   facts[1] = static_cast<double>(std::min(node.cores, node.ranks_on_node * node.threads)) / node.ranks_on_node;
   world.sum(facts);
   return facts[0] * facts[1];
+}
+
+void require_precision(const config::TrainCommand& command, const config::Config& config) {
+  if (config.training.precision == config::Precision::BFloat16 && command.kernels == "onednn") {
+    throw Error(ExitCode::Usage, "--kernels onednn multiplies in float32 only, but training.precision is \"bfloat16\"");
+  }
+  runtime::require_precision(config);
 }
 
 config::Config agreed_config(comm::Communicator& world, const config::TrainCommand& command) {
@@ -246,6 +253,7 @@ ExitCode train(Context& context, const config::TrainCommand& command) {
   std::unique_ptr<storage::Dataset> data;
   const std::int64_t ranks = command.dry_run ? ranks_to_plan(command, config, world.size()) : world.size();
   runtime::agree(world, [&] {
+    if (!command.dry_run) require_precision(command, config);
     plan = runtime::make_plan(config, ranks);
     data = storage::load_dataset(plan.config.data, runtime::model_input(plan.graph), plan.config.training.seed);
     runtime::check_samples(plan, *data);
@@ -264,7 +272,7 @@ ExitCode train(Context& context, const config::TrainCommand& command) {
   options.overwrite = command.overwrite;
   options.threads = node.threads;
   options.spin = !node.oversubscribed;
-  options.peak_flops = total_peak_flops(world, node);
+  options.peak_flops = total_peak_flops(world, node, runtime::matmul_precision(plan.config));
   options.base_memory = context.base_memory;
   options.build = version_text();
   options.stop = &stop_requested();

@@ -59,7 +59,8 @@ class AttentionOperator final : public Operator {
         positions_(site.positions),
         width_(layer.heads * layer.head_size),
         scale_(static_cast<float>(1.0 / std::sqrt(static_cast<double>(layer.head_size)))),
-        kernels_(site.kernels) {
+        kernels_(site.kernels),
+        precision_(site.precision) {
     if (positions_ > kMaxPositions || layer.head_begin + layer.heads > kMaxHeads) {
       internal_error("'" + name_ + "' has more positions than 2^20 or more heads than 2^12");
     }
@@ -118,7 +119,7 @@ class AttentionOperator final : public Operator {
         PackedOperand::bytes(positions_, d) + PackedOperand::bytes(d, positions_) + score_bytes(kMaxRows, positions_);
     const std::size_t backward = 2 * PackedOperand::bytes(positions_, d) + PackedOperand::bytes(d, positions_) +
                                  2 * PackedOperand::bytes(d, kTileRows) + 2 * score_bytes(kTileRows, block_keys());
-    return std::max(forward, backward);
+    return TileMultiplier::bytes(precision_) + std::max(forward, backward);
   }
   std::byte* scratch_of(std::byte* workspace, int thread) const {
     return workspace + static_cast<std::size_t>(thread) * thread_bytes();
@@ -164,23 +165,23 @@ class AttentionOperator final : public Operator {
   }
 
   /// A packed operand on the next memory of an item's scratch.
-  static PackedOperand packed(const kernel::Kernel& kernel, std::byte*& memory, std::int64_t columns,
+  static PackedOperand packed(const TileMultiplier& multiplier, std::byte*& memory, std::int64_t columns,
                               std::int64_t depth, const kernel::Operand& from) {
-    const PackedOperand operand(kernel, memory, columns, depth);
+    const PackedOperand operand(multiplier, memory, columns, depth);
     operand.pack(from);
     memory += PackedOperand::bytes(columns, depth);
     return operand;
   }
 
   void forward_item(const Item& item, float* out, bool drop) const {
-    const kernel::Kernel& kernel = matmul_kernel();
+    const TileMultiplier multiplier(precision_, item.scratch);
     const std::int64_t d = layer_.head_size;
-    std::byte* memory = item.scratch;
-    const PackedOperand keys = packed(kernel, memory, item.positions, d, {item.k, stride(), 1});
-    const PackedOperand values = packed(kernel, memory, d, item.positions, {item.v, 1, stride()});
+    std::byte* memory = item.scratch + TileMultiplier::bytes(precision_);
+    const PackedOperand keys = packed(multiplier, memory, item.positions, d, {item.k, stride(), 1});
+    const PackedOperand values = packed(multiplier, memory, d, item.positions, {item.v, 1, stride()});
     auto* scores = reinterpret_cast<float*>(memory);
-    for (std::int64_t begin = 0; begin < item.positions; begin += kernel.rows) {
-      const std::int64_t rows = std::min<std::int64_t>(kernel.rows, item.positions - begin);
+    for (std::int64_t begin = 0; begin < item.positions; begin += multiplier.rows()) {
+      const std::int64_t rows = std::min(multiplier.rows(), item.positions - begin);
       const std::int64_t end = begin + rows;
       const std::int64_t ld = pitch(item.positions);
       keys.multiply({.rows = rows, .columns = end, .k_end = d}, {item.q + begin * stride(), stride(), 1}, scores, ld);
@@ -211,26 +212,25 @@ class AttentionOperator final : public Operator {
   };
 
   void backward_item(const Item& item, const Gradients& to) const {
-    const kernel::Kernel& kernel = matmul_kernel();
+    const TileMultiplier multiplier(precision_, item.scratch);
     const std::int64_t d = layer_.head_size;
-    std::byte* memory = item.scratch;
-    const PackedOperand keys = packed(kernel, memory, item.positions, d, {item.k, stride(), 1});
-    const PackedOperand values = packed(kernel, memory, item.positions, d, {item.v, stride(), 1});
-    const PackedOperand key_rows = packed(kernel, memory, d, item.positions, {item.k, 1, stride()});
+    std::byte* memory = item.scratch + TileMultiplier::bytes(precision_);
+    const PackedOperand keys = packed(multiplier, memory, item.positions, d, {item.k, stride(), 1});
+    const PackedOperand values = packed(multiplier, memory, item.positions, d, {item.v, stride(), 1});
+    const PackedOperand key_rows = packed(multiplier, memory, d, item.positions, {item.k, 1, stride()});
     std::byte* const tile_memory = memory;
     for (std::int64_t begin = 0; begin < item.positions; begin += kTileRows) {
       memory = tile_memory;
       const std::int64_t rows = std::min(kTileRows, item.positions - begin);
-      const PackedOperand queries = packed(kernel, memory, d, rows, {item.q + begin * stride(), 1, stride()});
-      const PackedOperand douts = packed(kernel, memory, d, rows, {to.dout + begin * width_, 1, width_});
+      const PackedOperand queries = packed(multiplier, memory, d, rows, {item.q + begin * stride(), 1, stride()});
+      const PackedOperand douts = packed(multiplier, memory, d, rows, {to.dout + begin * width_, 1, width_});
       auto* scores = reinterpret_cast<float*>(memory);
       auto* gradients = reinterpret_cast<float*>(memory + score_bytes(kTileRows, block_keys()));
       float means[kTileRows];
       for (std::int64_t r = 0; r < rows; ++r) {
         means[r] = kernels_.dot(to.dout + (begin + r) * width_, to.out + (begin + r) * width_, d);
       }
-      const std::int64_t tiles = (rows + kernel.rows - 1) / kernel.rows;
-      const std::int64_t height = (rows + tiles - 1) / tiles;
+      const std::int64_t height = multiplier.even_rows(rows);
       for (std::int64_t first = 0; first < begin + rows; first += kBlockK) {
         const Tile tile{begin, rows, height, first, std::min(kBlockK, begin + rows - first), scores, gradients};
         for (std::int64_t r = 0; r < rows; r += height) {
@@ -311,6 +311,7 @@ class AttentionOperator final : public Operator {
   float scale_;
   DropoutMask mask_;
   const Kernels& kernels_;
+  MatmulPrecision precision_;
 };
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include <ctime>
 #include <functional>
 
+#include "matmul_bf16.hpp"
 #include "matmul_native.hpp"
 #include "matmul_onednn.hpp"
 #include "trainer/core/error.hpp"
@@ -38,41 +39,52 @@ void check(const MatmulShape& shape) {
                              shape.ldc));
 }
 
+/// Empty sums have no operands to round.
+bool is_bf16(const MatmulShape& shape) { return shape.precision == MatmulPrecision::BFloat16 && shape.k > 0; }
+
 }  // namespace
 
 void set_matmul_provider(MatmulProvider chosen) { provider().store(chosen, std::memory_order_relaxed); }
 
 MatmulProvider matmul_provider() { return provider().load(std::memory_order_relaxed); }
 
-std::string describe_matmul() {
+std::string describe_matmul(MatmulPrecision precision) {
+  if (precision == MatmulPrecision::BFloat16) {
+    return fmt::format("native {}{}", bf16_kernel().name, has_bfloat16() ? "" : ", bfloat16 emulated");
+  }
   if (matmul_provider() == MatmulProvider::OneDnn) return describe_onednn();
   return fmt::format("native {}", matmul_kernel().name);
 }
 
 std::size_t matmul_workspace_bytes(const MatmulShape& shape, int threads) {
-  return native_workspace_bytes(shape, threads);
+  return shape.precision == MatmulPrecision::BFloat16 ? bf16_workspace_bytes(shape, threads)
+                                                      : native_workspace_bytes(shape, threads);
 }
 
 void matmul(ThreadPool& pool, const MatmulShape& shape, const float* a, const float* b, float* c, bool accumulate,
             const float* bias, std::byte* workspace) {
   check(shape);
-  if (matmul_provider() == MatmulProvider::OneDnn && shape.m > 0 && shape.n > 0 && shape.k > 0) {
+  if (is_bf16(shape)) {
+    bf16_matmul(&pool, shape, a, b, c, accumulate, bias, workspace);
+  } else if (matmul_provider() == MatmulProvider::OneDnn && shape.m > 0 && shape.n > 0 && shape.k > 0) {
     onednn_matmul(pool, shape, a, b, c, accumulate, bias);
   } else {
     native_matmul(&pool, shape, a, b, c, accumulate, bias, workspace);
   }
 }
 
-std::size_t matmul_block_workspace_bytes(const MatmulShape& shape) { return native_workspace_bytes(shape, 1); }
+std::size_t matmul_block_workspace_bytes(const MatmulShape& shape) { return matmul_workspace_bytes(shape, 1); }
 
 void matmul_block(const MatmulShape& shape, const float* a, const float* b, float* c, bool accumulate,
                   std::byte* workspace) {
   check(shape);
+  if (is_bf16(shape)) return bf16_matmul(nullptr, shape, a, b, c, accumulate, nullptr, workspace);
   native_matmul(nullptr, shape, a, b, c, accumulate, nullptr, workspace);
 }
 
-double measure_peak_flops() {
-  const kernel::Kernel& kernel = matmul_kernel();
+double measure_peak_flops(MatmulPrecision precision) {
+  const auto run_chains =
+      precision == MatmulPrecision::BFloat16 ? bf16_kernel().multiply_add_chains : matmul_kernel().multiply_add_chains;
   // The best of short runs, what the core does when nobody disturbs it: as many as it takes for the three best to
   // agree.
   constexpr double kRunSeconds = 200e-6;
@@ -86,7 +98,7 @@ double measure_peak_flops() {
   };
   const auto seconds_of = [&](std::int64_t rounds, double& flops) {
     const double start = thread_seconds();
-    flops = kernel.multiply_add_chains(rounds);
+    flops = run_chains(rounds);
     return thread_seconds() - start;
   };
   double flops = 0;

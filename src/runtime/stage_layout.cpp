@@ -95,7 +95,7 @@ class LayoutBuilder {
       const model::Value& in = r_.graph.values[x.index()];
       Node local = node(i);
       local.op = r_.local.nodes[static_cast<std::size_t>(i)].op;
-      layout.op = ops::make_operator(local, in.positions);
+      layout.op = ops::make_operator(local, in.positions, r_.precision);
       layout.needs = layout.op->needs(rows(x), r_.threads);
       layout_.nodes.push_back(std::move(layout));
     }

@@ -67,7 +67,7 @@ const std::vector<Case>& cases() {
       {kSequential, "\"type\": \"gelu\"", "\"type\": \"geluu\""},
       {kCsv, "\";\"", "\"tab\""},
       // later versions
-      {kGpt, "float32", "bfloat16"},
+      {kGpt, "float32", "float16"},
       {kGpt, "\"flops\"", "\"profile\""},
       {kGpt, "\"1f1b\"", "\"zb_v\""},
       // keys against each other

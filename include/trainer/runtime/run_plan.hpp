@@ -44,6 +44,13 @@ struct RunPlan {
 /// Resolves, builds, cuts and schedules for `ranks`; verifies the schedules. Throws Error(Usage).
 RunPlan make_plan(config::Config config, std::int64_t ranks);
 
+/// What the operators of a run multiply in.
+ops::MatmulPrecision matmul_precision(const config::Config& config);
+
+/// Throws Error(Usage) where training.precision asks for bfloat16, the CPU has no instructions for it, and emulation
+/// was not asked for. For training; evaluation and generation emulate without asking.
+void require_precision(const config::Config& config);
+
 /// Which of a rank's groups lie on one node, so that they share memory.
 struct SharedGroups {
   bool data = true, pipeline = true, tensor = true;
