@@ -153,25 +153,35 @@ void pack_a(const Problem& problem, const Rows& rows, const Depth& depth, const 
 /// C cut into tasks: groups of panels of B, which a task packs itself, so that they lie in the cache of the thread that
 /// needs them, times parts of the rows.
 struct Cut {
-  std::int64_t columns;  // of a group
+  std::int64_t panels;
   std::int64_t groups;
   std::int64_t tiles;  // of a part
   std::int64_t parts;
 
-  Cut(const Problem& problem, const Rows& rows, const Depth& depth, int threads) {
-    const std::int64_t panels = divide_up(problem.shape.n, problem.kernel.panel);
+  Cut(const Problem& problem, const Rows& rows, const Depth& depth, int threads)
+      : panels(divide_up(problem.shape.n, problem.kernel.panel)) {
     const std::int64_t most = problem.capacity.group_words / (depth.steps * problem.kernel.panel);
     // Whole rounds of all threads.
     groups = std::min(panels, round_up(divide_up(panels, most), threads));
-    const std::int64_t group_panels = divide_up(panels, groups);
-    groups = divide_up(panels, group_panels);
-    columns = group_panels * problem.kernel.panel;
     parts = std::min(rows.tiles(), divide_up(threads, groups));
     tiles = divide_up(rows.tiles(), parts);
     parts = divide_up(rows.tiles(), tiles);
   }
   std::int64_t tasks() const { return groups * parts; }
+  std::int64_t group(std::int64_t task) const { return task / parts; }
+  std::int64_t first_panel(std::int64_t group) const { return panels * group / groups; }
 };
+
+/// Columns of C and B.
+struct Columns {
+  std::int64_t begin;
+  std::int64_t end;
+};
+
+Columns columns_of(const Problem& problem, const Cut& cut, std::int64_t group) {
+  const std::int64_t panel = problem.kernel.panel;
+  return {cut.first_panel(group) * panel, std::min(cut.first_panel(group + 1) * panel, problem.shape.n)};
+}
 
 /// What one group packs of B, as it lies there.
 struct Source {
@@ -181,11 +191,10 @@ struct Source {
   std::int64_t columns;
 };
 
-Source source_of(const Problem& problem, const Depth& depth, const Cut& cut, std::int64_t group) {
-  const std::int64_t ldb = problem.shape.ldb, j = group * cut.columns;
-  const std::int64_t columns = std::min(cut.columns, problem.shape.n - j);
-  if (problem.b_by_n()) return {problem.b + j * ldb + depth.begin, ldb, columns, depth.size};
-  return {problem.b + depth.begin * ldb + j, ldb, depth.size, columns};
+Source source_of(const Problem& problem, const Depth& depth, Columns columns) {
+  const std::int64_t ldb = problem.shape.ldb, j = columns.begin, count = columns.end - columns.begin;
+  if (problem.b_by_n()) return {problem.b + j * ldb + depth.begin, ldb, count, depth.size};
+  return {problem.b + depth.begin * ldb + j, ldb, depth.size, count};
 }
 
 /// Fetches a source from memory while the multiply leaves it idle, a few lines at a time: cores drop what is asked for
@@ -194,22 +203,23 @@ class Prefetch {
  public:
   Prefetch() = default;
   Prefetch(const Source& source, std::int64_t turns)
-      : source_(source), row_lines_(divide_up(source.columns, kLine)), turns_(turns) {}
+      : source_(source), lines_a_turn_(divide_up(source.rows * divide_up(source.columns, kLine), turns)) {}
 
   void turn() {
-    if (turns_ == 0) return;
-    const std::int64_t end = source_.rows * row_lines_ * ++turn_ / turns_;
-    for (; line_ < end; ++line_) {
-      __builtin_prefetch(source_.data + line_ / row_lines_ * source_.step + line_ % row_lines_ * kLine, 0, 2);
+    for (std::int64_t i = 0; i < lines_a_turn_ && source_.rows > 0; ++i) {
+      __builtin_prefetch(source_.data + column_, 0, 2);
+      column_ += kLine;
+      if (column_ < source_.columns) continue;
+      column_ = 0;
+      source_.data += source_.step;
+      --source_.rows;
     }
   }
 
  private:
   Source source_{};
-  std::int64_t row_lines_ = 1;
-  std::int64_t turns_ = 0;
-  std::int64_t turn_ = 0;
-  std::int64_t line_ = 0;
+  std::int64_t lines_a_turn_ = 0;
+  std::int64_t column_ = 0;
 };
 
 void pack_b(const Problem& problem, const Source& source, const Depth& depth, float* packed) {
@@ -226,13 +236,14 @@ void pack_b(const Problem& problem, const Source& source, const Depth& depth, fl
 void multiply_task(const Problem& problem, const Rows& rows, const Depth& depth, const Cut& cut, std::int64_t task,
                    std::int64_t next, float* packed) {
   const MatmulShape& shape = problem.shape;
-  pack_b(problem, source_of(problem, depth, cut, task / cut.parts), depth, packed);
-  const std::int64_t panel = problem.kernel.panel;
-  const std::int64_t j = task / cut.parts * cut.columns, end_j = std::min(j + cut.columns, shape.n);
+  const std::int64_t panel = problem.kernel.panel, group = cut.group(task);
+  const Columns columns = columns_of(problem, cut, group);
+  pack_b(problem, source_of(problem, depth, columns), depth, packed);
   const std::int64_t begin = task % cut.parts * cut.tiles, end = std::min(begin + cut.tiles, rows.tiles());
   Prefetch prefetch;
-  if (next < cut.tasks() && next / cut.parts != task / cut.parts) {
-    prefetch = Prefetch(source_of(problem, depth, cut, next / cut.parts), (end - begin) * divide_up(end_j - j, panel));
+  if (next < cut.tasks() && cut.group(next) != group) {
+    prefetch = Prefetch(source_of(problem, depth, columns_of(problem, cut, cut.group(next))),
+                        (end - begin) * (cut.first_panel(group + 1) - cut.first_panel(group)));
   }
   const bool last = depth.begin + depth.size == shape.k;
   for (std::int64_t tile = begin; tile < end; ++tile) {
@@ -240,16 +251,16 @@ void multiply_task(const Problem& problem, const Rows& rows, const Depth& depth,
     TileRow work{.a = packed_tile(problem, rows, depth, tile),
                  .b = packed,
                  .b_step = depth.steps * panel,
-                 .c = problem.c + (rows.begin + i) * shape.ldc + j,
+                 .c = problem.c + (rows.begin + i) * shape.ldc + columns.begin,
                  .ldc = shape.ldc,
-                 .bias = last && problem.bias != nullptr ? problem.bias + j : nullptr,
+                 .bias = last && problem.bias != nullptr ? problem.bias + columns.begin : nullptr,
                  .rows = std::min(rows.height, rows.size - i),
                  .columns = panel,
                  .k = depth.steps,
                  .add = problem.accumulate || depth.begin > 0,
                  .next_a = nullptr};
-    for (std::int64_t at = j; at < end_j; at += panel) {
-      work.columns = std::min(panel, end_j - at);
+    for (std::int64_t j = columns.begin; j < columns.end; j += panel) {
+      work.columns = std::min(panel, columns.end - j);
       problem.kernel.multiply(work);
       work.b += work.b_step;
       work.c += panel;
