@@ -5,10 +5,11 @@
 
 namespace trainer::schedule {
 
-Engine::Engine(const Schedule& schedule, const std::vector<StageTimes>& times, double transfer)
+Engine::Engine(const Schedule& schedule, const std::vector<StageTimes>& times, double transfer, bool keep_starts)
     : schedule_(schedule),
       times_(times),
       transfer_(transfer),
+      keep_starts_(keep_starts),
       channels_(schedule),
       position_(schedule.ranks.size(), 0),
       clock_(schedule.ranks.size(), 0),
@@ -18,8 +19,10 @@ Engine::Engine(const Schedule& schedule, const std::vector<StageTimes>& times, d
       produced_(static_cast<std::size_t>(channels_.count()), 0),
       ring_(static_cast<std::size_t>(channels_.count() * kSendSlots), 0),
       is_awake_(schedule.ranks.size(), false) {
-  starts_.reserve(schedule.ranks.size());
-  for (const std::vector<Action>& row : schedule.ranks) starts_.emplace_back().reserve(row.size());
+  if (keep_starts) {
+    starts_.reserve(schedule.ranks.size());
+    for (const std::vector<Action>& row : schedule.ranks) starts_.emplace_back().reserve(row.size());
+  }
   link_receives();
 }
 
@@ -70,11 +73,11 @@ void Engine::advance(std::size_t rank) {
 void Engine::perform(std::size_t rank, const Action& action, const Gate& gate) {
   const double ready = std::max(clock_[rank], gate.time);
   if (is_receive(action.kind)) {
-    starts_[rank].push_back(clock_[rank]);
+    if (keep_starts_) starts_[rank].push_back(clock_[rank]);
     clock_[rank] = ready;
     return receive(rank, action);
   }
-  starts_[rank].push_back(ready);
+  if (keep_starts_) starts_[rank].push_back(ready);
   clock_[rank] = ready + duration(action);
   if (is_compute(action.kind)) return compute(rank, action);
   if (is_send(action.kind)) {

@@ -29,8 +29,8 @@ struct Gate {
 /// Runs a table whose structure is sound (structural_fault). The schedule must outlive it.
 class Engine {
  public:
-  /// `times`: one entry a stage.
-  Engine(const Schedule& schedule, const std::vector<StageTimes>& times, double transfer);
+  /// `times`: one entry a stage. Without `keep_starts`, starts() is empty and memory is that of the messages only.
+  Engine(const Schedule& schedule, const std::vector<StageTimes>& times, double transfer, bool keep_starts = true);
 
   /// Advances all ranks until none can move.
   void run();
@@ -61,6 +61,7 @@ class Engine {
   const Schedule& schedule_;
   const std::vector<StageTimes>& times_;
   double transfer_;
+  bool keep_starts_;
   Channels channels_;
   std::vector<std::size_t> position_;        // [rank]
   std::vector<double> clock_;                // [rank]

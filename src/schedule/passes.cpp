@@ -14,54 +14,55 @@ bool is_known(const Schedule& schedule, StageId stage) {
 
 }  // namespace
 
-Schedule add_communication(const Schedule& schedule) {
+Schedule add_communication(Schedule schedule) {
   const Channels channels(schedule);
-  Schedule result = schedule;
-  for (std::size_t r = 0; r < schedule.ranks.size(); ++r) {
-    std::vector<Action>& row = result.ranks[r];
-    row.clear();
-    row.reserve(2 * schedule.ranks[r].size() + 2);
-    for (const Action& action : schedule.ranks[r]) {
-      if (is_send(action.kind) || is_receive(action.kind)) continue;
-      const bool known = is_known(schedule, action.stage);
-      const std::int64_t in = known ? channels.input(action) : Channels::kNone;
-      const std::int64_t out = known ? channels.output(action) : Channels::kNone;
-      if (channels.crosses(in)) row.push_back(Channels::receive(in, action.micro_batch));
-      row.push_back(action);
-      if (channels.crosses(out)) row.push_back(Channels::send(out, action.micro_batch));
-    }
+  const auto with_messages = [&](const Action& action, auto&& visit) {
+    if (is_send(action.kind) || is_receive(action.kind)) return;
+    const bool known = is_known(schedule, action.stage);
+    const std::int64_t in = known ? channels.input(action) : Channels::kNone;
+    const std::int64_t out = known ? channels.output(action) : Channels::kNone;
+    if (channels.crosses(in)) visit(Channels::receive(in, action.micro_batch));
+    visit(action);
+    if (channels.crosses(out)) visit(Channels::send(out, action.micro_batch));
+  };
+  const std::size_t reductions =
+      static_cast<std::size_t>(schedule.stages) / std::max<std::size_t>(1, schedule.ranks.size());
+  for (std::vector<Action>& row : schedule.ranks) {
+    std::size_t count = reductions + 1;  // with room for them, so that adding them copies no row
+    for (const Action& action : row) with_messages(action, [&](const Action&) { ++count; });
+    std::vector<Action> full;
+    full.reserve(count);
+    for (const Action& action : row) with_messages(action, [&](const Action& a) { full.push_back(a); });
+    row = std::move(full);
   }
-  return result;
+  return schedule;
 }
 
-Schedule add_reductions(const Schedule& schedule) {
-  Schedule result = schedule;
+Schedule add_reductions(Schedule schedule) {
   const auto counts = [&](const Action& action) {
     return makes_weight_gradient(action.kind) && is_known(schedule, action.stage);
   };
   std::vector<std::size_t> last(static_cast<std::size_t>(schedule.stages));  // of a stage's weight gradients, plus one
-  for (std::vector<Action>& row : result.ranks) {
+  for (std::vector<Action>& row : schedule.ranks) {
     std::erase_if(row, [](const Action& action) { return action.kind == ActionKind::ReduceGradients; });
     std::fill(last.begin(), last.end(), 0);
     for (std::size_t i = 0; i < row.size(); ++i) {
       if (counts(row[i])) last[row[i].stage.index()] = i + 1;
     }
-    std::vector<Action> reduced;
-    reduced.reserve(row.size() + 1);
-    StageId due;
-    for (std::size_t i = 0; i < row.size(); ++i) {
-      // A joint B may have its send right behind it.
-      if (due.valid() && row[i].kind != ActionKind::SendBackward) {
-        reduced.push_back({due, ActionKind::ReduceGradients, MicroBatchId()});
-        due = StageId();
-      }
-      reduced.push_back(row[i]);
-      if (counts(row[i]) && last[row[i].stage.index()] == i + 1) due = row[i].stage;
+    // From the back, so that the places in front stay where they are.
+    std::vector<std::size_t> places;
+    for (const std::size_t place : last) {
+      if (place > 0) places.push_back(place);
     }
-    if (due.valid()) reduced.push_back({due, ActionKind::ReduceGradients, MicroBatchId()});
-    row = std::move(reduced);
+    std::sort(places.rbegin(), places.rend());
+    for (const std::size_t place : places) {
+      const Action reduction{row[place - 1].stage, ActionKind::ReduceGradients, MicroBatchId()};
+      // A joint B may have its send right behind it.
+      const bool sent = place < row.size() && row[place].kind == ActionKind::SendBackward;
+      row.insert(row.begin() + static_cast<std::ptrdiff_t>(place + (sent ? 1 : 0)), reduction);
+    }
   }
-  return result;
+  return schedule;
 }
 
 }  // namespace trainer::schedule

@@ -78,7 +78,7 @@ std::string describe_deadlock(const Schedule& schedule, const Engine& engine) {
 std::optional<Violation> verify(const Schedule& schedule) {
   if (std::optional<std::string> fault = structural_fault(schedule)) return Violation{*std::move(fault)};
   const std::vector<StageTimes> times(static_cast<std::size_t>(schedule.stages));
-  Engine engine(schedule, times, 0);
+  Engine engine(schedule, times, 0, /*keep_starts=*/false);
   engine.run();
   for (std::size_t r = 0; r < schedule.ranks.size(); ++r) {
     if (!engine.done(r)) return Violation{describe_deadlock(schedule, engine)};

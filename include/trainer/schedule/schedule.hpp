@@ -69,10 +69,10 @@ Schedule forward_only(const PipelineShape& shape);
 // Passes: Schedule → Schedule.
 /// Adds a send right behind the action that makes a value (I or B for gradients) and a receive right before the one
 /// that needs it, where producer and consumer sit on different ranks. Sends and receives already there are replaced.
-Schedule add_communication(const Schedule& schedule);
+Schedule add_communication(Schedule schedule);
 /// Adds one ReduceGradients a stage, behind its last weight gradient and the send that follows it, so that a neighbour
 /// never waits for the reduction. Those already there are replaced. The two passes commute.
-Schedule add_reductions(const Schedule& schedule);
+Schedule add_reductions(Schedule schedule);
 
 /// Where each micro-batch's buffers live, per stage. A receive is posted when the one before it (same stage and
 /// direction) has completed, the first at the start of the step; its buffer is taken from that moment. Slots are
