@@ -5,11 +5,13 @@
 
 namespace trainer::schedule {
 
-Engine::Engine(const Schedule& schedule, const std::vector<StageTimes>& times, double transfer, bool keep_starts)
+Engine::Engine(const Schedule& schedule, const std::vector<StageTimes>& times, double transfer, bool keep_starts,
+               Buffers buffers)
     : schedule_(schedule),
       times_(times),
       transfer_(transfer),
       keep_starts_(keep_starts),
+      buffers_(buffers),
       channels_(schedule),
       position_(schedule.ranks.size(), 0),
       clock_(schedule.ranks.size(), 0),
@@ -91,8 +93,9 @@ void Engine::compute(std::size_t rank, const Action& action) {
   const std::int64_t out = channels_.output(action);
   if (out == Channels::kNone) return;
   const std::size_t message = channels_.message(out, action.micro_batch);
-  if (!channels_.crosses(out)) {
-    sent_[message] = clock_[rank];
+  if (!by_message(out)) {
+    sent_[message] = clock_[rank] + (channels_.crosses(out) ? transfer_ : 0);
+    if (channels_.crosses(out)) wake(channels_.receiver_rank(out));
     return;
   }
   ring_[ring_entry(out)] = message;
@@ -119,13 +122,13 @@ Gate Engine::gate(std::size_t rank) const {
 Gate Engine::compute_gate(const Action& action) const {
   double time = 0;
   const std::int64_t in = channels_.input(action);
-  if (in != Channels::kNone && !channels_.crosses(in)) {
+  if (in != Channels::kNone && !by_message(in)) {
     const std::size_t message = channels_.message(in, action.micro_batch);
     if (sent_[message] == kUnknown) return {Obstacle::NotProduced, message, 0};
     time = sent_[message];
   }
   const std::int64_t out = channels_.output(action);
-  if (!channels_.crosses(out) || produced_[static_cast<std::size_t>(out)] < kSendSlots) {
+  if (!by_message(out) || produced_[static_cast<std::size_t>(out)] < kSendSlots) {
     return {Obstacle::None, 0, time};
   }
   const std::size_t held = ring_[ring_entry(out)];

@@ -2,6 +2,8 @@
 #include <algorithm>
 
 #include "channels.hpp"
+#include "engine.hpp"
+#include "structure.hpp"
 
 namespace trainer::schedule {
 namespace {
@@ -12,9 +14,8 @@ bool is_known(const Schedule& schedule, StageId stage) {
          static_cast<std::int64_t>(schedule.rank_of_stage.size()) == schedule.stages;
 }
 
-}  // namespace
-
-Schedule add_communication(Schedule schedule) {
+/// Receives right before the actions that need them.
+Schedule receive_late(Schedule schedule) {
   const Channels channels(schedule);
   const auto with_messages = [&](const Action& action, auto&& visit) {
     if (is_send(action.kind) || is_receive(action.kind)) return;
@@ -36,6 +37,73 @@ Schedule add_communication(Schedule schedule) {
     row = std::move(full);
   }
   return schedule;
+}
+
+/// Whether a structurally sound table does not come to its end.
+bool stands_still(const Schedule& schedule) {
+  const std::vector<StageTimes> times(static_cast<std::size_t>(schedule.stages));
+  Engine engine(schedule, times, 0, /*keep_starts=*/false);
+  engine.run();
+  for (std::size_t r = 0; r < schedule.ranks.size(); ++r) {
+    if (!engine.done(r)) return true;
+  }
+  return false;
+}
+
+/// Receives as soon as the message is there in a run with equal times and unlimited buffers, in the order of arrival.
+/// Why no circle can form: an action waits at most for the action that the receiver was at when the message before the
+/// one in its ring entry arrived, and that one began earlier in the said run. nullopt: that run does not end either.
+std::optional<Schedule> receive_early(const Schedule& schedule) {
+  Schedule compute = schedule;
+  for (std::vector<Action>& row : compute.ranks) {
+    std::erase_if(row, [](const Action& a) { return is_send(a.kind) || is_receive(a.kind); });
+  }
+  const std::vector<StageTimes> times(static_cast<std::size_t>(schedule.stages));
+  Engine engine(compute, times, 0, /*keep_starts=*/true, Buffers::Unlimited);
+  engine.run();
+  const Channels& channels = engine.channels();
+  struct Receive {
+    std::size_t before;  // this action of the row
+    double arrival;
+    Action action;
+  };
+  Schedule result = compute;
+  for (std::size_t r = 0; r < compute.ranks.size(); ++r) {
+    if (!engine.done(r)) return std::nullopt;
+    const std::vector<Action>& row = compute.ranks[r];
+    const std::vector<double>& starts = engine.starts()[r];
+    std::vector<Receive> receives;
+    for (std::size_t i = 0; i < row.size(); ++i) {
+      const std::int64_t in = channels.input(row[i]);
+      if (!channels.crosses(in)) continue;
+      const double arrival = engine.sent(channels.message(in, row[i].micro_batch));
+      const auto first = std::lower_bound(starts.begin(), starts.begin() + static_cast<std::ptrdiff_t>(i), arrival);
+      receives.push_back(
+          {static_cast<std::size_t>(first - starts.begin()), arrival, Channels::receive(in, row[i].micro_batch)});
+    }
+    std::stable_sort(receives.begin(), receives.end(),
+                     [](const Receive& a, const Receive& b) { return a.arrival < b.arrival; });
+    std::vector<Action>& full = result.ranks[r];
+    full.clear();
+    std::size_t next = 0;
+    for (std::size_t i = 0; i < row.size(); ++i) {
+      while (next < receives.size() && receives[next].before <= i) full.push_back(receives[next++].action);
+      full.push_back(row[i]);
+      const std::int64_t out = channels.output(row[i]);
+      if (channels.crosses(out)) full.push_back(Channels::send(out, row[i].micro_batch));
+    }
+  }
+  return result;
+}
+
+}  // namespace
+
+Schedule add_communication(Schedule schedule) {
+  Schedule late = receive_late(std::move(schedule));
+  // One stage a rank consumes in the order in which its neighbours produce, so there is nothing to bring forward.
+  if (late.stages <= static_cast<std::int64_t>(late.ranks.size())) return late;
+  if (structural_fault(late) || !stands_still(late)) return late;
+  return receive_early(late).value_or(std::move(late));
 }
 
 Schedule add_reductions(Schedule schedule) {
