@@ -49,6 +49,19 @@ struct Schedule {
 /// A row a rank, cells separated by commas: PyTorch's CSV of compute actions; communication in it too when present.
 std::string to_csv(const Schedule& schedule);
 
+/// PyTorch's table of steps: a row a rank, a column a step in which each rank does at most one action; cells are empty
+/// where it waits for another rank. Compute actions only. The table must be valid.
+std::string to_step_csv(const Schedule& schedule);
+
+/// A table read from text, and where in the text each action stood.
+struct CsvTable {
+  Schedule schedule;
+  std::vector<std::vector<std::int32_t>> cells;  // [rank][action] → cell of the row, from 1
+};
+/// Reads either form of CSV, PyTorch's "(0F3;7B1)OVERLAP_F_B" cells among them (its parts one after the other). Stages
+/// and micro-batches are those that the cells name. Throws Error(Usage) that names row and cell, from 1.
+CsvTable parse_csv(std::string_view text);
+
 struct PipelineShape {
   std::int64_t stages = 1;
   std::int64_t micro_batches = 1;  // ≥ 1, also fewer than stages
@@ -137,6 +150,8 @@ std::vector<StageSlots> assign_slots(const Schedule& schedule);
 /// A violated promise, drawn for a person: the sentence and the part of the grid it is about.
 struct Violation {
   std::string message;
+  std::int32_t rank = -1;      // of the action that it is about; −1: of the whole table
+  std::int32_t position = -1;  // of that action in its row; −1: it is missing
 };
 /// Checks, in this order: every stage and micro-batch forward once and backward once (B, or I before W) on the rank
 /// that holds the stage; F before I; W (and B) of a stage in ascending micro-batch, and its reduction (if any stage has
