@@ -42,8 +42,8 @@ SAME = {"interleaved": ("ScheduleInterleaved1F1B", 2), "zb-v": ("ScheduleZBVZero
 def torch_order(schedules, name, ranks, chunks, m):
     """PyTorch's own order of compute actions, without pipelines or processes: its pure part on a bare object."""
     schedule = object.__new__(getattr(schedules, name))
-    schedule.pp_group_size, schedule.n_local_stages, schedule._num_stages = ranks, chunks, ranks * chunks
-    schedule._n_microbatches = m
+    schedule.pp_group_size, schedule.n_local_stages, schedule.num_stages = ranks, chunks, ranks * chunks
+    schedule._num_stages, schedule._n_microbatches = schedule.num_stages, m
     schedule.number_of_rounds = max(1, m // ranks)
     schedule.microbatches_per_round = m // schedule.number_of_rounds
     order = []
