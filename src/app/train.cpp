@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <optional>
 
 #include "app.hpp"
 #include "trainer/comm/shared_memory.hpp"
@@ -85,7 +86,66 @@ std::unique_ptr<Observer> make_observers(const config::Config& config, std::int6
   return observe::make_fan_out(std::move(all));
 }
 
-// The run's facts for people, on stdout, and for scripts in DIRECTORY/summary.json.
+// What the schedule allows with the stages' own times; nothing without a pipeline or after a single step.
+std::optional<schedule::Timing> simulated_pass(const runtime::RunPlan& plan, const runtime::TrainResult& result) {
+  if (plan.stages() == 1 || result.passes.empty()) return std::nullopt;
+  std::vector<schedule::StageTimes> times;
+  for (std::int64_t s = 0; s < plan.stages(); ++s) {
+    const std::int64_t rank = plan.mesh.rank({.data = 0, .pipeline = s, .tensor = 0});
+    times.push_back(result.passes[static_cast<std::size_t>(rank)].compute);
+  }
+  return schedule::simulate(plan.training, times);
+}
+
+std::string pipeline_report(const runtime::RunPlan& plan, const runtime::TrainResult& result,
+                            const schedule::Timing& simulated) {
+  double whole = 0;
+  std::string stages;
+  for (std::int64_t s = 0; s < plan.stages(); ++s) {
+    const std::int64_t rank = plan.mesh.rank({.data = 0, .pipeline = s, .tensor = 0});
+    const runtime::RankPass& pass = result.passes[static_cast<std::size_t>(rank)];
+    whole = std::max(whole, pass.whole);
+    stages += fmt::format("{}{:.1f} + {:.1f}", s == 0 ? "" : ", ", 1e3 * pass.compute.forward,
+                          1e3 * (pass.compute.backward_input + pass.compute.backward_weight));
+  }
+  return fmt::format(
+      "pipeline: {:.1f} ms a step, {:.1f} by the simulator from the stages' own times (bubble {:.1f}%); forward + "
+      "backward of a micro-batch, stage by stage: {} ms\n",
+      1e3 * whole, 1e3 * simulated.step, 100.0 * simulated.bubble(), stages);
+}
+
+// The run's facts for scripts, in DIRECTORY/summary.json beside the checkpoints where there are any.
+void write_summary(const runtime::RunPlan& plan, const runtime::TrainResult& result,
+                   const std::optional<schedule::Timing>& simulated) {
+  const std::string& checkpoints = plan.config.checkpoint.directory;
+  const std::string& directory = checkpoints.empty() ? plan.config.logging.directory : checkpoints;
+  if (directory.empty()) return;
+  observe::RunSummary facts;
+  facts.first_step = result.first_step;
+  facts.last_step = result.last_step;
+  facts.loss = result.loss;
+  facts.validation_loss = result.validation_loss;
+  facts.accuracy = result.accuracy;
+  facts.seconds = result.seconds;
+  facts.exit_code = static_cast<int>(result.code);
+  for (std::size_t r = 0; r < result.memory.size(); ++r) {
+    const runtime::RankMemory& memory = result.memory[r];
+    facts.memory.push_back({static_cast<int>(r), memory.predicted, memory.measured, memory.live_set, memory.process});
+  }
+  for (std::size_t r = 0; r < result.passes.size(); ++r) {
+    const auto& [compute, whole] = result.passes[r];
+    facts.passes.push_back(
+        {static_cast<int>(r), compute.forward, compute.backward_input, compute.backward_weight, whole});
+  }
+  if (simulated) facts.simulated_pass = simulated->step;
+  try {
+    storage::real_file_system().write_text(directory + "/summary.json", observe::to_json(facts));
+  } catch (const Error& error) {
+    note(fmt::format("warning: {}\n", error.what()));
+  }
+}
+
+// The run's facts for people, on stdout, and for scripts.
 void report(const runtime::RunPlan& plan, const runtime::TrainResult& result) {
   const auto steps = static_cast<double>(result.last_step - result.first_step + 1);
   if (steps == 0) {
@@ -108,25 +168,10 @@ void report(const runtime::RunPlan& plan, const runtime::TrainResult& result) {
                     observe::format_table({"rank", "place", "memory since start: predicted", "measured",
                                            "wait ms/step: receive", "send", "tensor", "gradients"},
                                           rows)));
+  const std::optional<schedule::Timing> simulated = simulated_pass(plan, result);
+  if (simulated) print(pipeline_report(plan, result, *simulated));
   if (!result.checkpoint.empty()) print(fmt::format("checkpoint: {}\n", result.checkpoint));
-  const std::string& directory = plan.config.checkpoint.directory;
-  if (directory.empty()) return;
-  observe::RunSummary facts;
-  facts.first_step = result.first_step;
-  facts.last_step = result.last_step;
-  facts.loss = result.loss;
-  facts.validation_loss = result.validation_loss;
-  facts.accuracy = result.accuracy;
-  facts.seconds = result.seconds;
-  facts.exit_code = static_cast<int>(result.code);
-  for (std::size_t r = 0; r < result.memory.size(); ++r) {
-    facts.memory.push_back({static_cast<int>(r), result.memory[r].predicted, result.memory[r].measured});
-  }
-  try {
-    storage::real_file_system().write_text(directory + "/summary.json", observe::to_json(facts));
-  } catch (const Error& error) {
-    note(fmt::format("warning: {}\n", error.what()));
-  }
+  write_summary(plan, result, simulated);
 }
 
 // Ranks to plan for without starting them: --ranks, or what the written mesh multiplies to.
@@ -161,12 +206,19 @@ void require_memory(comm::Communicator& world, const runtime::RunPlan& plan, con
 }
 
 // Peak of all cores that the ranks compute on, from one measured while the others wait.
-double total_peak_flops(comm::Communicator& world, const comm::NodePlan& node) {
+double total_peak_flops(comm::Communicator& world, const comm::NodePlan& node, ops::MatmulPrecision precision) {
   double facts[2] = {0, 0};
-  if (world.rank() == 0) facts[0] = ops::measure_peak_flops();
+  if (world.rank() == 0) facts[0] = ops::measure_peak_flops(precision);
   facts[1] = static_cast<double>(std::min(node.cores, node.ranks_on_node * node.threads)) / node.ranks_on_node;
   world.sum(facts);
   return facts[0] * facts[1];
+}
+
+void require_precision(const config::TrainCommand& command, const config::Config& config) {
+  if (config.training.precision == config::Precision::BFloat16 && command.kernels == "onednn") {
+    throw Error(ExitCode::Usage, "--kernels onednn multiplies in float32 only, but training.precision is \"bfloat16\"");
+  }
+  runtime::require_precision(config);
 }
 
 config::Config agreed_config(comm::Communicator& world, const config::TrainCommand& command) {
@@ -201,6 +253,7 @@ ExitCode train(Context& context, const config::TrainCommand& command) {
   std::unique_ptr<storage::Dataset> data;
   const std::int64_t ranks = command.dry_run ? ranks_to_plan(command, config, world.size()) : world.size();
   runtime::agree(world, [&] {
+    if (!command.dry_run) require_precision(command, config);
     plan = runtime::make_plan(config, ranks);
     data = storage::load_dataset(plan.config.data, runtime::model_input(plan.graph), plan.config.training.seed);
     runtime::check_samples(plan, *data);
@@ -219,7 +272,7 @@ ExitCode train(Context& context, const config::TrainCommand& command) {
   options.overwrite = command.overwrite;
   options.threads = node.threads;
   options.spin = !node.oversubscribed;
-  options.peak_flops = total_peak_flops(world, node);
+  options.peak_flops = total_peak_flops(world, node, runtime::matmul_precision(plan.config));
   options.base_memory = context.base_memory;
   options.build = version_text();
   options.stop = &stop_requested();

@@ -23,11 +23,14 @@ namespace {
 class Mapping {
  public:
   Mapping() = default;
-  Mapping(int file, std::size_t bytes) {
-    void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
-    if (memory == MAP_FAILED) return;
+  /// `own`: small ones are touched at once, as a Buffer's memory is; a neighbour's pages are his to touch first.
+  Mapping(int file, std::size_t bytes, bool own) {
     constexpr std::size_t kHugePage = std::size_t{2} << 20;
-    if (bytes >= 2 * kHugePage) madvise(memory, bytes, MADV_HUGEPAGE);  // where the kernel allows them here
+    const bool huge = bytes >= 2 * kHugePage;
+    const int flags = MAP_SHARED | (own && !huge ? MAP_POPULATE : 0);
+    void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, flags, file, 0);
+    if (memory == MAP_FAILED) return;
+    if (huge) madvise(memory, bytes, MADV_HUGEPAGE);  // where the kernel allows them here
     data_ = static_cast<std::byte*>(memory);
     bytes_ = bytes;
   }
@@ -138,7 +141,8 @@ std::unique_ptr<SharedMemory> make_node_memory(Communicator& comm, std::size_t b
     const Offer offer = Offer::parse(offers[r]);
     if (offer.domain != mine.domain) continue;
     const File theirs(r == me ? dup(file.descriptor()) : open(offer.path.c_str(), O_RDWR | O_CLOEXEC));
-    if (!offer.identity.empty() && theirs.identity() == offer.identity) parts[r] = {theirs.descriptor(), offer.bytes};
+    if (!offer.identity.empty() && theirs.identity() == offer.identity)
+      parts[r] = {theirs.descriptor(), offer.bytes, r == me};
     if (parts[r].data() == nullptr) failed = 1;
   }
   comm.max({&failed, 1});  // nobody closes its file before all have opened it

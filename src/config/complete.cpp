@@ -242,7 +242,7 @@ void Completion::others() {
   if (parallel.schedule == ScheduleName::ZeroBubbleH1 && !parallel.split_backward) {
     origin.fail(
         {"parallel.split_backward", "parallel.schedule"},
-        "parallel.split_backward is false, but parallel.schedule is \"zb_h1\", which fills gaps with the second "
+        "parallel.split_backward is false, but parallel.schedule is \"zb-h1\", which fills gaps with the second "
         "half of the backward; expected true, or another schedule");
   }
   const Checkpoint& checkpoint = config.checkpoint;

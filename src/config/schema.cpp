@@ -146,7 +146,7 @@ Key<Optimizer> betas_key(const char* help) {
 }
 
 const Names<ScheduleName> kSchedules = {
-    {"gpipe", ScheduleName::GPipe}, {"1f1b", ScheduleName::OneFOneB}, {"zb_h1", ScheduleName::ZeroBubbleH1}};
+    {"gpipe", ScheduleName::GPipe}, {"1f1b", ScheduleName::OneFOneB}, {"zb-h1", ScheduleName::ZeroBubbleH1}};
 
 Key<Parallel> partition_key(const char* help) {
   const Names<PartitionRule> names = {
@@ -295,8 +295,10 @@ void add_training(Schema& s) {
        key("loss", &T::loss, {{"cross_entropy", Loss::CrossEntropy}, {"mse", Loss::MeanSquaredError}},
            "left out: what the data asks for"),
        key("gradient_clip", &T::gradient_clip, kNotNegative, "largest global gradient norm; 0: no clipping"),
-       key("precision", &T::precision, {{"float32", Precision::Float32}}, "of weights and arithmetic",
-           {"bfloat16", "float16", "float64"}),
+       key("precision", &T::precision, {{"float32", Precision::Float32}, {"bfloat16", Precision::BFloat16}},
+           "of what matrix products multiply; weights and sums stay float32", {"float16", "float64"}),
+       key("bfloat16_emulation", &T::bfloat16_emulation,
+           "on CPUs without bfloat16 instructions: the same results at float32's speed; false: refuse"),
        seed_key("of initial weights, dropout and the order of samples"),
        key("eval_every", &T::eval_every, 0, kMostSteps, "steps between evaluations; 0: only at the end"),
        key("time_limit", &T::time_limit, kSeconds, "seconds; then save and leave with code 75; 0: none"),
@@ -335,7 +337,7 @@ void add_the_rest(Schema& s) {
        key("tensor", &P::tensor, 0, kMostParts, "ranks that share a layer; 0: follows"),
        key("schedule", &P::schedule, kSchedules, "order of a stage's work",
            {"interleaved_1f1b", "interleaved", "zb_h2", "zb_v", "zb-h2", "zb-v", "v_half", "v_min", "dualpipe_v",
-            "auto"}),
+            "dualpipe-v", "auto"}),
        key("split_backward", &P::split_backward, "sends the input's gradient before it computes the weights'"),
        partition_key("what stages balance, or the units of each stage")}};
   s.checkpoint = {"checkpoint",

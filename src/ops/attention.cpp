@@ -1,10 +1,15 @@
-// Causal multi-head attention without a stored score matrix: tiles of 64 query rows against all keys up to the tile's
-// end, scores in scratch only. The backward makes the probabilities again from q, k and two numbers a row, and takes
-// the rest from dP = dO·Vᵀ and D = rowsum(dO∘O) (Dao, Fu, Ermon, Rudra, Ré: FlashAttention, 2022, appendix B).
+// Causal multi-head attention without a stored score matrix: a row of register tiles of queries at a time forward,
+// tiles of 64 queries × kBlockK keys backward, scores in scratch only, K and V of a head packed once. The backward
+// makes the probabilities again from q, k and two numbers a row, and takes the rest from dP = dO·Vᵀ and D =
+// rowsum(dO∘O) (Dao, Fu, Ermon, Rudra, Ré: FlashAttention, 2022, appendix B). Chains: over all features for a score;
+// over keys for an output and dQ, restarted every kBlockK; over the queries of a tile for dK and dV, the tiles added in
+// order.
 #include <cmath>
 #include <cstring>
 
 #include "layers.hpp"
+#include "matmul_native.hpp"
+#include "packed_operand.hpp"
 #include "trainer/core/error.hpp"
 #include "trainer/core/random.hpp"
 #include "trainer/ops/matmul.hpp"
@@ -34,9 +39,16 @@ struct Item {
   SoftmaxStatistics* statistics;  // [positions]
   DropoutMask mask;               // its row is completed by `row_mask`
   std::int64_t positions;
-  float* scores;     // [kTileRows, pitch]
-  float* gradients;  // [kTileRows, pitch]
-  std::byte* matmul;
+  std::byte* scratch;
+};
+
+/// What the backward of an item reads and writes besides it.
+struct Gradients {
+  const float* out;   // [positions, width]
+  const float* dout;  // [positions, width]
+  float* dq;          // dk and dv follow it as k and v follow q
+  bool accumulate;
+  bool drop;
 };
 
 class AttentionOperator final : public Operator {
@@ -47,7 +59,8 @@ class AttentionOperator final : public Operator {
         positions_(site.positions),
         width_(layer.heads * layer.head_size),
         scale_(static_cast<float>(1.0 / std::sqrt(static_cast<double>(layer.head_size)))),
-        kernels_(site.kernels) {
+        kernels_(site.kernels),
+        precision_(site.precision) {
     if (positions_ > kMaxPositions || layer.head_begin + layer.heads > kMaxHeads) {
       internal_error("'" + name_ + "' has more positions than 2^20 or more heads than 2^12");
     }
@@ -69,12 +82,10 @@ class AttentionOperator final : public Operator {
   void forward(const ForwardCall& call) const override {
     const std::int64_t positions = positions_of(call.batch, call.y.rows);
     call.pool.for_each(call.batch.samples * layer_.heads, [&](std::int64_t index, int thread) {
-      const Item item =
-          item_of(index, positions, call.batch, call.x[0], reinterpret_cast<SoftmaxStatistics*>(call.saved),
-                  call.workspace + static_cast<std::size_t>(thread) * thread_bytes());
+      const Item item = item_of(index, positions, call.batch, call.x[0],
+                                reinterpret_cast<SoftmaxStatistics*>(call.saved), scratch_of(call.workspace, thread));
       float* out = call.y.row(index / layer_.heads * positions) + index % layer_.heads * layer_.head_size;
-      const bool drop = drops(call.batch);
-      for (std::int64_t begin = 0; begin < positions; begin += kTileRows) forward_tile(item, begin, out, drop);
+      forward_item(item, out, drops(call.batch));
     });
   }
 
@@ -84,35 +95,34 @@ class AttentionOperator final : public Operator {
     call.pool.for_each(call.batch.samples * layer_.heads, [&](std::int64_t index, int thread) {
       // The backward reads the statistics only.
       auto* saved = reinterpret_cast<SoftmaxStatistics*>(const_cast<std::byte*>(call.saved));
-      const Item item = item_of(index, positions, call.batch, call.x[0], saved,
-                                call.workspace + static_cast<std::size_t>(thread) * thread_bytes());
+      const Item item = item_of(index, positions, call.batch, call.x[0], saved, scratch_of(call.workspace, thread));
       const std::int64_t row = index / layer_.heads * positions;
       const std::int64_t column = index % layer_.heads * layer_.head_size;
-      float* dq = call.dx[0].row(row) + column;
-      if (!call.accumulate[0]) clear_keys(dq, positions);
-      const bool drop = drops(call.batch);
-      for (std::int64_t begin = 0; begin < positions; begin += kTileRows) {
-        backward_tile(item, begin, call.y.row(row) + column, call.dy.row(row) + column, dq, call.accumulate[0], drop);
-      }
+      backward_item(item, {call.y.row(row) + column, call.dy.row(row) + column, call.dx[0].row(row) + column,
+                           call.accumulate[0], drops(call.batch)});
     });
   }
 
  private:
   std::int64_t stride() const { return 3 * width_; }
-  /// Row stride of a tile of scores: whole cache lines, an odd number of them so that columns do not share a cache set.
-  std::int64_t pitch() const { return ((positions_ + 15) / 16 | 1) * 16; }
+  /// Row stride of scores against `keys` keys: whole cache lines, an odd number of them so that columns do not share a
+  /// cache set.
+  static std::int64_t pitch(std::int64_t keys) { return ((keys + 15) / 16 | 1) * 16; }
+  static std::size_t score_bytes(std::int64_t rows, std::int64_t keys) {
+    return align_up(static_cast<std::size_t>(rows * pitch(keys)) * sizeof(float));
+  }
+  std::int64_t block_keys() const { return std::min(kBlockK, positions_); }
 
-  std::size_t tile_bytes() const { return static_cast<std::size_t>(kTileRows * pitch()) * sizeof(float); }
   std::size_t thread_bytes() const {
-    std::size_t bytes = 0;
     const std::int64_t d = layer_.head_size;
-    const std::int64_t tile = std::min(kTileRows, positions_);
-    for (const MatmulShape& shape : {MatmulShape{Layout::NT, tile, positions_, d, stride(), stride(), pitch()},
-                                     MatmulShape{Layout::NN, tile, d, positions_, pitch(), stride(), stride()},
-                                     MatmulShape{Layout::TN, positions_, d, tile, pitch(), stride(), stride()}}) {
-      bytes = std::max(bytes, matmul_block_workspace_bytes(shape));
-    }
-    return 2 * tile_bytes() + align_up(bytes);
+    const std::size_t forward =
+        PackedOperand::bytes(positions_, d) + PackedOperand::bytes(d, positions_) + score_bytes(kMaxRows, positions_);
+    const std::size_t backward = 2 * PackedOperand::bytes(positions_, d) + PackedOperand::bytes(d, positions_) +
+                                 2 * PackedOperand::bytes(d, kTileRows) + 2 * score_bytes(kTileRows, block_keys());
+    return TileMultiplier::bytes(precision_) + std::max(forward, backward);
+  }
+  std::byte* scratch_of(std::byte* workspace, int thread) const {
+    return workspace + static_cast<std::size_t>(thread) * thread_bytes();
   }
 
   std::int64_t positions_of(const MicroBatch& batch, std::int64_t rows) const {
@@ -139,9 +149,7 @@ class AttentionOperator final : public Operator {
     item.mask.sample = batch.first_sample + static_cast<std::uint64_t>(sample);
     item.mask.row = static_cast<std::uint32_t>((layer_.head_begin + head) << kQueryBits);
     item.positions = positions;
-    item.scores = reinterpret_cast<float*>(scratch);
-    item.gradients = reinterpret_cast<float*>(scratch + tile_bytes());
-    item.matmul = scratch + 2 * tile_bytes();
+    item.scratch = scratch;
     return item;
   }
 
@@ -151,70 +159,149 @@ class AttentionOperator final : public Operator {
     return mask;
   }
 
-  /// Keys behind a query have no weight: zeros from `valid` to the tile's end.
+  /// Keys behind a query have no weight: zeros from `valid` on.
   static void clear_masked(float* row, std::int64_t valid, std::int64_t keys) {
     std::memset(row + valid, 0, static_cast<std::size_t>(keys - valid) * sizeof(float));
   }
 
-  void forward_tile(const Item& item, std::int64_t begin, float* out, bool drop) const {
-    const std::int64_t rows = std::min(kTileRows, item.positions - begin);
-    const std::int64_t keys = begin + rows;
-    matmul_block({Layout::NT, rows, keys, layer_.head_size, stride(), stride(), pitch()}, item.q + begin * stride(),
-                 item.k, item.scores, false, item.matmul);
-    for (std::int64_t r = 0; r < rows; ++r) {
-      float* row = item.scores + r * pitch();
-      const std::int64_t valid = begin + r + 1;
-      const float maximum = kernels_.maximum(row, valid) * scale_;
-      const float sum = kernels_.exponentials(row, scale_, maximum, row, valid);
-      item.statistics[begin + r] = {maximum, 1.0f / sum};
-      if (drop) kernels_.dropout(row_mask(item, begin + r), row, row, valid, false);
-      clear_masked(row, valid, keys);
-    }
-    matmul_block({Layout::NN, rows, layer_.head_size, keys, pitch(), stride(), width_}, item.scores, item.v,
-                 out + begin * width_, false, item.matmul);
-    for (std::int64_t r = begin; r < keys; ++r) {
-      kernels_.scale(out + r * width_, item.statistics[r].inverse, out + r * width_, layer_.head_size);
-    }
+  /// A packed operand on the next memory of an item's scratch.
+  static PackedOperand packed(const TileMultiplier& multiplier, std::byte*& memory, std::int64_t columns,
+                              std::int64_t depth, const kernel::Operand& from) {
+    const PackedOperand operand(multiplier, memory, columns, depth);
+    operand.pack(from);
+    memory += PackedOperand::bytes(columns, depth);
+    return operand;
   }
 
-  /// dk and dv collect from tile after tile, so they begin at zero.
-  void clear_keys(float* dq, std::int64_t positions) const {
-    for (std::int64_t r = 0; r < positions; ++r) {
-      for (float* d : {dq + width_, dq + 2 * width_}) {
-        std::memset(d + r * stride(), 0, static_cast<std::size_t>(layer_.head_size) * sizeof(float));
+  void forward_item(const Item& item, float* out, bool drop) const {
+    const TileMultiplier multiplier(precision_, item.scratch);
+    const std::int64_t d = layer_.head_size;
+    std::byte* memory = item.scratch + TileMultiplier::bytes(precision_);
+    const PackedOperand keys = packed(multiplier, memory, item.positions, d, {item.k, stride(), 1});
+    const PackedOperand values = packed(multiplier, memory, d, item.positions, {item.v, 1, stride()});
+    auto* scores = reinterpret_cast<float*>(memory);
+    for (std::int64_t begin = 0; begin < item.positions; begin += multiplier.rows()) {
+      const std::int64_t rows = std::min(multiplier.rows(), item.positions - begin);
+      const std::int64_t end = begin + rows;
+      const std::int64_t ld = pitch(item.positions);
+      keys.multiply({.rows = rows, .columns = end, .k_end = d}, {item.q + begin * stride(), stride(), 1}, scores, ld);
+      for (std::int64_t query = begin; query < end; ++query) {
+        float* row = scores + (query - begin) * ld;
+        const std::int64_t valid = query + 1;
+        const float maximum = kernels_.maximum(row, valid) * scale_;
+        const float sum = kernels_.exponentials(row, scale_, maximum, row, valid);
+        item.statistics[query] = {maximum, 1.0f / sum};
+        if (drop) kernels_.dropout(row_mask(item, query), row, row, valid, false);
+        clear_masked(row, valid, end);
+      }
+      values.multiply({.rows = rows, .columns = d, .k_end = end}, {scores, ld, 1}, out + begin * width_, width_);
+      for (std::int64_t query = begin; query < end; ++query) {
+        float* row = out + query * width_;
+        kernels_.scale(row, item.statistics[query].inverse, row, d);
       }
     }
   }
 
-  void backward_tile(const Item& item, std::int64_t begin, const float* out, const float* dout, float* dq,
-                     bool accumulate, bool drop) const {
-    const std::int64_t rows = std::min(kTileRows, item.positions - begin);
-    const std::int64_t keys = begin + rows;
+  /// A tile of queries [begin, begin + rows) against keys [first, first + width) of one k-block.
+  struct Tile {
+    std::int64_t begin, rows, height;  // height: rows of a register tile
+    std::int64_t first, width;
+    float* scores;     // [kTileRows, pitch(block_keys())]: the probabilities, masked where they were dropped
+    float* gradients;  // the same: of the scores
+    std::int64_t columns_of(std::int64_t row_end) const { return std::min(width, begin + row_end - first); }
+  };
+
+  void backward_item(const Item& item, const Gradients& to) const {
+    const TileMultiplier multiplier(precision_, item.scratch);
     const std::int64_t d = layer_.head_size;
-    matmul_block({Layout::NT, rows, keys, d, stride(), stride(), pitch()}, item.q + begin * stride(), item.k,
-                 item.scores, false, item.matmul);
-    matmul_block({Layout::NT, rows, keys, d, width_, stride(), pitch()}, dout + begin * width_, item.v, item.gradients,
-                 false, item.matmul);
-    for (std::int64_t r = 0; r < rows; ++r) {
-      const std::int64_t query = begin + r;
-      const std::int64_t valid = query + 1;
-      float* s = item.scores + r * pitch();
-      float* dp = item.gradients + r * pitch();
-      const float mean = kernels_.dot(dout + query * width_, out + query * width_, d);
-      const SoftmaxStatistics& row = item.statistics[query];
-      const DropoutMask mask = row_mask(item, query);
-      kernels_.softmax_backward(s, dp, scale_, row.maximum, row.inverse, mean, valid, drop ? &mask : nullptr);
-      clear_masked(s, valid, keys);
-      clear_masked(dp, valid, keys);
+    std::byte* memory = item.scratch + TileMultiplier::bytes(precision_);
+    const PackedOperand keys = packed(multiplier, memory, item.positions, d, {item.k, stride(), 1});
+    const PackedOperand values = packed(multiplier, memory, item.positions, d, {item.v, stride(), 1});
+    const PackedOperand key_rows = packed(multiplier, memory, d, item.positions, {item.k, 1, stride()});
+    std::byte* const tile_memory = memory;
+    for (std::int64_t begin = 0; begin < item.positions; begin += kTileRows) {
+      memory = tile_memory;
+      const std::int64_t rows = std::min(kTileRows, item.positions - begin);
+      const PackedOperand queries = packed(multiplier, memory, d, rows, {item.q + begin * stride(), 1, stride()});
+      const PackedOperand douts = packed(multiplier, memory, d, rows, {to.dout + begin * width_, 1, width_});
+      auto* scores = reinterpret_cast<float*>(memory);
+      auto* gradients = reinterpret_cast<float*>(memory + score_bytes(kTileRows, block_keys()));
+      float means[kTileRows];
+      for (std::int64_t r = 0; r < rows; ++r) {
+        means[r] = kernels_.dot(to.dout + (begin + r) * width_, to.out + (begin + r) * width_, d);
+      }
+      const std::int64_t height = multiplier.even_rows(rows);
+      for (std::int64_t first = 0; first < begin + rows; first += kBlockK) {
+        const Tile tile{begin, rows, height, first, std::min(kBlockK, begin + rows - first), scores, gradients};
+        for (std::int64_t r = 0; r < rows; r += height) {
+          probabilities(item, to, tile, r, keys, values, means);
+          query_gradients(to, tile, r, key_rows);
+        }
+        key_gradients(to, tile, queries, douts);
+      }
     }
-    float* dk = dq + width_;
+  }
+
+  /// Rows [r, r + height) of a tile: P and dS.
+  void probabilities(const Item& item, const Gradients& to, const Tile& tile, std::int64_t r, const PackedOperand& keys,
+                     const PackedOperand& values, const float* means) const {
+    const std::int64_t rows = std::min(tile.height, tile.rows - r);
+    const std::int64_t columns = tile.columns_of(r + rows);
+    const std::int64_t ld = pitch(block_keys());
+    const std::int64_t d = layer_.head_size;
+    float* scores = tile.scores + r * ld;
+    float* gradients = tile.gradients + r * ld;
+    const PackedOperand::Part part{.rows = rows, .columns = columns, .first_column = tile.first, .k_end = d};
+    keys.multiply(part, {item.q + (tile.begin + r) * stride(), stride(), 1}, scores, ld);
+    values.multiply(part, {to.dout + (tile.begin + r) * width_, width_, 1}, gradients, ld);
+    for (std::int64_t i = 0; i < rows; ++i, scores += ld, gradients += ld) {
+      const std::int64_t query = tile.begin + r + i;
+      const std::int64_t valid = std::min(columns, query + 1 - tile.first);
+      const SoftmaxStatistics& row = item.statistics[query];
+      DropoutMask mask = row_mask(item, query);
+      mask.first = tile.first;
+      kernels_.softmax_backward(scores, gradients, scale_, row.maximum, row.inverse, means[r + i], valid,
+                                to.drop ? &mask : nullptr);
+      clear_masked(scores, valid, columns);
+      clear_masked(gradients, valid, columns);
+    }
+  }
+
+  /// dQ (+)= dS·K for the same rows.
+  void query_gradients(const Gradients& to, const Tile& tile, std::int64_t r, const PackedOperand& key_rows) const {
+    const std::int64_t rows = std::min(tile.height, tile.rows - r);
+    const std::int64_t ld = pitch(block_keys());
+    key_rows.multiply({.rows = rows,
+                       .columns = layer_.head_size,
+                       .k_begin = tile.first,
+                       .k_end = tile.first + tile.columns_of(r + rows),
+                       .add = to.accumulate || tile.first > 0},
+                      {tile.gradients + r * ld, ld, 1}, to.dq + (tile.begin + r) * stride(), stride());
+  }
+
+  /// dK (+)= dSᵀ·Q and dV (+)= Pᵀ·dO for the tile's keys, tile after tile of queries. The first tile that a key meets
+  /// is its own; there the queries before the first key of a row of register tiles are left out: their weights are 0.
+  void key_gradients(const Gradients& to, const Tile& tile, const PackedOperand& queries,
+                     const PackedOperand& douts) const {
+    const std::int64_t ld = pitch(block_keys());
+    float* dk = to.dq + width_;
     float* dv = dk + width_;
-    matmul_block({Layout::NN, rows, d, keys, pitch(), stride(), stride()}, item.gradients, item.k,
-                 dq + begin * stride(), accumulate, item.matmul);
-    matmul_block({Layout::TN, keys, d, rows, pitch(), stride(), stride()}, item.gradients, item.q + begin * stride(),
-                 dk, true, item.matmul);
-    matmul_block({Layout::TN, keys, d, rows, pitch(), width_, stride()}, item.scores, dout + begin * width_, dv, true,
-                 item.matmul);
+    for (std::int64_t group = tile.first; group < tile.first + tile.width; group += kTileRows) {
+      const bool own = group == tile.begin;
+      const std::int64_t keys = std::min(kTileRows, tile.first + tile.width - group);
+      for (std::int64_t j = 0; j < keys; j += tile.height) {
+        const std::int64_t skipped = own ? j : 0;
+        const PackedOperand::Part part{.rows = std::min(tile.height, keys - j),
+                                       .columns = layer_.head_size,
+                                       .k_begin = skipped,
+                                       .k_end = tile.rows,
+                                       .add = to.accumulate || !own};
+        const std::int64_t from = skipped * ld + group - tile.first + j;
+        const std::int64_t at = (group + j) * stride();
+        queries.multiply(part, {tile.gradients + from, 1, ld}, dk + at, stride());
+        douts.multiply(part, {tile.scores + from, 1, ld}, dv + at, stride());
+      }
+    }
   }
 
   model::Attention layer_;
@@ -224,6 +311,7 @@ class AttentionOperator final : public Operator {
   float scale_;
   DropoutMask mask_;
   const Kernels& kernels_;
+  MatmulPrecision precision_;
 };
 
 }  // namespace

@@ -115,11 +115,10 @@ void dropout(const DropoutMask& mask, const float* x, float* y, std::int64_t n, 
 constexpr int kLanes = 32;
 constexpr int kParts = kLanes / kWidth;
 
-/// Folds a row into 32 lanes by index modulo 32: lanes = step(lanes, i, count) for each run of elements [i, i + count),
-/// leaving lanes without an element alone.
+/// Folds a row into the 32 lanes of `acc` by index modulo 32: lanes = step(lanes, i, count) for each run of elements
+/// [i, i + count), leaving lanes without an element alone.
 template <class Step>
-inline void fold_lanes(float initial, std::int64_t n, float* lanes, Step step) {
-  Floats acc[kParts];
+inline void fold_lanes(float initial, std::int64_t n, Floats* acc, Step step) {
   for (int p = 0; p < kParts; ++p) acc[p] = splat(initial);
   std::int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
@@ -132,29 +131,30 @@ inline void fold_lanes(float initial, std::int64_t n, float* lanes, Step step) {
     acc[p] = lane_numbers() < static_cast<std::int32_t>(count) ? next : acc[p];
     i += kWidth;
   }
-  for (int p = 0; p < kParts; ++p) store(lanes + p * kWidth, acc[p]);
+}
+
+/// The fixed tree over the 32 lanes of `parts`: l and l + 16, l and l + 8, …
+template <class Combine>
+inline float fold_parts(Floats* parts, Combine combine) {
+  for (int half = kParts / 2; half > 0; half /= 2) {
+    for (int p = 0; p < half; ++p) parts[p] = combine(parts[p], parts[p + half]);
+  }
+  return folded(parts[0], combine);
 }
 
 template <class Step>
 inline float sum_lanes(std::int64_t n, Step step) {
-  alignas(64) float lanes[kLanes];
-  fold_lanes(0.0f, n, lanes, step);
-  for (int half = kLanes / 2; half > 0; half /= 2) {
-    for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
-  }
-  return lanes[0];
+  Floats parts[kParts];
+  fold_lanes(0.0f, n, parts, step);
+  return fold_parts(parts, [](Floats a, Floats b) { return a + b; });
 }
 
 float maximum(const float* x, std::int64_t n) {
-  alignas(64) float lanes[kLanes];
-  fold_lanes(-__builtin_inff(), n, lanes, [=](Floats most, std::int64_t i, std::int64_t count) {
-    const Floats v = load(x + i, count);
-    const Floats larger = v > most ? v : most;
-    return v != v ? v : larger;
-  });
-  float most = lanes[0];
-  for (const float v : lanes) most = v > most || v != v ? v : most;
-  return most;
+  Floats parts[kParts];
+  const auto larger = [](Floats v, Floats most) { return v != v ? v : greater(v, most); };
+  fold_lanes(-__builtin_inff(), n, parts,
+             [=](Floats most, std::int64_t i, std::int64_t count) { return larger(load(x + i, count), most); });
+  return fold_parts(parts, larger);
 }
 
 float dot(const float* a, const float* b, std::int64_t n) {

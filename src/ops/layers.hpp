@@ -17,6 +17,7 @@ struct Site {
   std::string name;            // of the node: keys random masks
   std::int64_t positions = 1;  // rows a sample, at most
   const Kernels& kernels;      // outlive the operator
+  MatmulPrecision precision = MatmulPrecision::Float32;
 };
 
 std::unique_ptr<Operator> make_embedding(const model::Embedding& layer, const Site& site);
@@ -30,7 +31,8 @@ std::unique_ptr<Operator> make_add(const model::Add& layer, const Site& site);
 std::unique_ptr<Operator> make_flatten(const model::Flatten& layer, const Site& site);
 
 /// make_operator with the given kernels in place of the best ones.
-std::unique_ptr<Operator> make_operator_with(const model::Node& node, std::int64_t positions, const Kernels& kernels);
+std::unique_ptr<Operator> make_operator_with(const model::Node& node, std::int64_t positions, const Kernels& kernels,
+                                             MatmulPrecision precision = MatmulPrecision::Float32);
 
 /// Elements that one turn of a thread handles: small enough to share out, large enough to be worth handing out.
 inline constexpr std::int64_t kChunkElements = 16384;

@@ -8,7 +8,8 @@ namespace {
 
 class LinearOperator final : public Operator {
  public:
-  LinearOperator(const model::Linear& layer, const Kernels& kernels) : layer_(layer), kernels_(kernels) {}
+  LinearOperator(const model::Linear& layer, const Site& site)
+      : layer_(layer), kernels_(site.kernels), precision_(site.precision) {}
 
   Needs needs(std::int64_t rows, int threads) const override {
     Needs needs;
@@ -41,23 +42,24 @@ class LinearOperator final : public Operator {
 
  private:
   MatmulShape forward_shape(std::int64_t rows) const {
-    return {Layout::NT, rows, layer_.out, layer_.in, layer_.in, layer_.in, layer_.out};
+    return {Layout::NT, rows, layer_.out, layer_.in, layer_.in, layer_.in, layer_.out, precision_};
   }
   MatmulShape input_shape(std::int64_t rows) const {
-    return {Layout::NN, rows, layer_.in, layer_.out, layer_.out, layer_.in, layer_.in};
+    return {Layout::NN, rows, layer_.in, layer_.out, layer_.out, layer_.in, layer_.in, precision_};
   }
   MatmulShape weight_shape(std::int64_t rows) const {
-    return {Layout::TN, layer_.out, layer_.in, rows, layer_.out, layer_.in, layer_.in};
+    return {Layout::TN, layer_.out, layer_.in, rows, layer_.out, layer_.in, layer_.in, precision_};
   }
 
   model::Linear layer_;
   const Kernels& kernels_;
+  MatmulPrecision precision_;
 };
 
 }  // namespace
 
 std::unique_ptr<Operator> make_linear(const model::Linear& layer, const Site& site) {
-  return std::make_unique<LinearOperator>(layer, site.kernels);
+  return std::make_unique<LinearOperator>(layer, site);
 }
 
 }  // namespace trainer::ops

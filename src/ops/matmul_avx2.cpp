@@ -1,6 +1,7 @@
 // The AVX2 kernel: 6 × 16 tiles, 12 accumulators. Compiled with AVX2 switches; see matmul_tile.hpp on linkage.
 #include <immintrin.h>
 
+#include "matmul_bf16_emulated.hpp"
 #include "matmul_tile.hpp"
 
 namespace trainer::ops::kernel {
@@ -48,5 +49,6 @@ struct Avx2 {
 }  // namespace
 
 constexpr Kernel kAvx2 = Tiles<Avx2>::kernel("avx2");
+constexpr Bf16Kernel kBf16Avx2 = Emulated<Avx2>::kernel("avx2");
 
 }  // namespace trainer::ops::kernel

@@ -1,6 +1,7 @@
 // The AVX-512 kernel: 14 × 32 tiles, 28 accumulators. Compiled with AVX-512 switches; see matmul_tile.hpp on linkage.
 #include <immintrin.h>
 
+#include "matmul_bf16_emulated.hpp"
 #include "matmul_tile.hpp"
 
 namespace trainer::ops::kernel {
@@ -80,5 +81,6 @@ struct Avx512 {
 }  // namespace
 
 constexpr Kernel kAvx512 = Tiles<Avx512>::kernel("avx512");
+constexpr Bf16Kernel kBf16Avx512 = Emulated<Avx512>::kernel("avx512");
 
 }  // namespace trainer::ops::kernel

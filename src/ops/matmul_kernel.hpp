@@ -17,7 +17,8 @@ struct Operand {
 /// C = block or C += block (`add`), then C += bias when it is not null.
 struct TileRow {
   Operand a;
-  const float* b;  // packed panels, panel after panel, k × Kernel::panel floats each
+  const float* b;       // packed panels of Kernel::panel floats a k-step
+  std::int64_t b_step;  // floats from one panel to the next
   float* c;
   std::int64_t ldc;
   const float* bias;
@@ -25,6 +26,7 @@ struct TileRow {
   std::int64_t columns;
   std::int64_t k;
   bool add;
+  const float* next_a;  // first element of the tile of A that comes next, as a's steps; fetched meanwhile. Null: none.
 };
 
 struct Kernel {

@@ -16,11 +16,12 @@ using kernel::Kernel;
 using kernel::Operand;
 using kernel::TileRow;
 
-constexpr std::int64_t kMaxPanel = 32;           // ≥ Kernel::panel of every instruction set
-constexpr std::int64_t kMaxStepA = 16;           // ≥ Kernel::a_step
-constexpr std::int64_t kColumnsAtOnce = 2048;    // of B packed at a time, shared by all threads: 3 MB, level-3 cache
-constexpr std::int64_t kColumnsInLevel2 = 384;   // of them swept by one task: 0.6 MB
-constexpr std::int64_t kFewRows = 96;            // up to here a thread packs one panel of B and sweeps all rows
+constexpr std::int64_t kMaxStepA = 16;  // ≥ Kernel::a_step
+// Of B packed at a time by a thread: little enough that A and it share a level-2 cache (128 KB), more where tiles of A
+// are packed for it first.
+constexpr std::int64_t kGroupFloats = 32 << 10;
+constexpr std::int64_t kLargeGroupFloats = kBlockK * 384;
+constexpr std::int64_t kFewRows = 96;            // up to here one panel at a time stays in a level-1 cache
 constexpr std::int64_t kLevel1WayFloats = 1024;  // rows this far apart fall into one set of a level-1 cache
 constexpr std::int64_t kConflictFreeRows = 8;
 constexpr double kWorthThreads = 1e5;  // FLOP
@@ -67,21 +68,31 @@ struct Problem {
   TileRow tiles(std::int64_t i, std::int64_t rows, std::int64_t j, std::int64_t columns, std::int64_t p) const {
     const std::int64_t depth = std::min(kBlockK, k - p);
     const bool last = p + depth == k;
-    return {a_at(i, p), nullptr, c + i * ldc + j,    ldc, last && bias != nullptr ? bias + j : nullptr, rows,
-            columns,    depth,   accumulate || p > 0};
+    return {.a = a_at(i, p),
+            .b = nullptr,
+            .b_step = depth * kernel.panel,
+            .c = c + i * ldc + j,
+            .ldc = ldc,
+            .bias = last && bias != nullptr ? bias + j : nullptr,
+            .rows = rows,
+            .columns = columns,
+            .k = depth,
+            .add = accumulate || p > 0,
+            .next_a = nullptr};
   }
 };
 
-/// Scratch of one thread: a packed tile of A and one packed panel of B.
+/// Scratch of one thread: a packed tile of A and a group of packed panels of B.
 struct Scratch {
-  static constexpr std::int64_t kFloats = kBlockK * (kMaxStepA + kMaxPanel);
+  static constexpr std::int64_t kTileFloats = kBlockK * kMaxStepA;
+  static constexpr std::int64_t kFloats = kTileFloats + kLargeGroupFloats;
   float* a_tile;
-  float* b_panel;
+  float* b_group;
 };
 
 Scratch scratch_of(float* scratch, int thread) {
   float* mine = scratch + thread * Scratch::kFloats;
-  return {mine, mine + kBlockK * kMaxStepA};
+  return {mine, mine + Scratch::kTileFloats};
 }
 
 /// Runs the loop on the calling thread, as a pool of one.
@@ -97,74 +108,74 @@ struct Serial {
 /// than packing it, by measurement.
 bool conflicts(const Operand& operand) { return (operand.step * operand.k_step) % kLevel1WayFloats == 0; }
 
-/// Few rows: each task packs one panel of B at a time for itself and sweeps all rows with it; A is read in place.
-template <class Team>
-void multiply_few_rows(Team& team, const Problem& problem, float* scratch) {
+/// How C is cut into tasks: groups of panels times parts of the rows. A task packs its own part of B, so that it lies
+/// in the cache of the thread that needs it and nobody waits for others.
+struct Cut {
+  bool pack_a;
+  std::int64_t panels;  // of a group
+  std::int64_t groups;
+  std::int64_t height;     // rows of a register tile
+  std::int64_t part_rows;  // a multiple of height
+  std::int64_t row_parts;
+};
+
+Cut cut_of(const Problem& problem, int threads) {
   const Kernel& kernel = problem.kernel;
-  const std::int64_t most = conflicts(problem.a) ? std::min<std::int64_t>(kernel.rows, kConflictFreeRows) : kernel.rows;
-  const std::int64_t height = divide_up(problem.m, divide_up(problem.m, most));
-  team.for_each(divide_up(problem.n, kernel.panel), [&](std::int64_t panel, int thread) {
-    float* packed = scratch_of(scratch, thread).b_panel;
-    const std::int64_t j = panel * kernel.panel;
-    const std::int64_t columns = std::min<std::int64_t>(kernel.panel, problem.n - j);
-    for (std::int64_t p = 0; p < problem.k; p += kBlockK) {
-      kernel.pack(problem.b_at(j, p), columns, std::min(kBlockK, problem.k - p), kernel.panel, packed);
-      for (std::int64_t i = 0; i < problem.m; i += height) {
-        TileRow work = problem.tiles(i, std::min(height, problem.m - i), j, columns, p);
-        work.b = packed;
-        kernel.multiply(work);
+  const std::int64_t panels = divide_up(problem.n, kernel.panel);
+  const std::int64_t panel_floats = std::min(kBlockK, problem.k) * kernel.panel;
+  const bool few_rows = problem.m <= kFewRows;
+  const bool fight = conflicts(problem.a);
+  Cut cut{};
+  cut.pack_a = fight && !few_rows && panels > 2;
+  const std::int64_t floats = few_rows ? 1 : cut.pack_a ? kLargeGroupFloats : kGroupFloats;
+  cut.panels = std::max<std::int64_t>(1, floats / panel_floats);
+  cut.groups = divide_up(panels, cut.panels);
+  if (threads > 1 && !cut.pack_a) {  // whole rounds of all threads
+    cut.panels = divide_up(panels, std::min(panels, divide_up(cut.groups, threads) * threads));
+    cut.groups = divide_up(panels, cut.panels);
+  }
+  const bool short_tiles = fight && !cut.pack_a;
+  const std::int64_t most = short_tiles ? std::min<std::int64_t>(kernel.rows, kConflictFreeRows) : kernel.rows;
+  cut.height = divide_up(problem.m, divide_up(problem.m, most));
+  const std::int64_t tiles = divide_up(problem.m, cut.height);
+  const std::int64_t parts = std::min(tiles, divide_up(threads, cut.groups));
+  cut.part_rows = divide_up(tiles, parts) * cut.height;
+  cut.row_parts = divide_up(problem.m, cut.part_rows);
+  return cut;
+}
+
+void multiply_task(const Problem& problem, const Cut& cut, std::int64_t task, const Scratch& scratch) {
+  const Kernel& kernel = problem.kernel;
+  const std::int64_t j = task / cut.row_parts * cut.panels * kernel.panel;
+  const std::int64_t columns = std::min(cut.panels * kernel.panel, problem.n - j);
+  const std::int64_t first = task % cut.row_parts * cut.part_rows;
+  const std::int64_t end = std::min(first + cut.part_rows, problem.m);
+  for (std::int64_t p = 0; p < problem.k; p += kBlockK) {
+    const std::int64_t depth = std::min(kBlockK, problem.k - p);
+    for (std::int64_t at = 0; at < columns; at += kernel.panel) {
+      kernel.pack(problem.b_at(j + at, p), std::min<std::int64_t>(kernel.panel, columns - at), depth, kernel.panel,
+                  scratch.b_group + at * depth);
+    }
+    for (std::int64_t i = first; i < end; i += cut.height) {
+      const std::int64_t rows = std::min(cut.height, end - i);
+      TileRow work = problem.tiles(i, rows, j, columns, p);
+      work.b = scratch.b_group;
+      if (cut.pack_a) {
+        kernel.pack(work.a, rows, depth, kernel.a_step, scratch.a_tile);
+        work.a = {scratch.a_tile, 1, kernel.a_step};
+      } else if (i + 2 * cut.height <= end) {
+        work.next_a = work.a.data + cut.height * work.a.step;
       }
-    }
-  });
-}
-
-/// One k-block of `columns` columns from j on: all threads pack B, then share out the rows of tiles.
-template <class Team>
-void multiply_block(Team& team, const Problem& problem, std::int64_t j, std::int64_t columns, std::int64_t p,
-                    float* packed_b, float* scratch) {
-  const Kernel& kernel = problem.kernel;
-  const std::int64_t depth = std::min(kBlockK, problem.k - p);
-  const std::int64_t panels = divide_up(columns, kernel.panel);
-  team.for_each(panels, [&](std::int64_t panel, int) {
-    const std::int64_t at = panel * kernel.panel;
-    kernel.pack(problem.b_at(j + at, p), std::min<std::int64_t>(kernel.panel, columns - at), depth, kernel.panel,
-                packed_b + at * depth);
-  });
-
-  const std::int64_t height = divide_up(problem.m, divide_up(problem.m, kernel.rows));
-  const std::int64_t rows_of_tiles = divide_up(problem.m, height);
-  std::int64_t groups = divide_up(columns, kColumnsInLevel2);
-  if (team.threads() > 1) groups = std::max(groups, std::min(panels, divide_up(32 * team.threads(), rows_of_tiles)));
-  const std::int64_t group_columns = divide_up(panels, groups) * kernel.panel;
-  groups = divide_up(columns, group_columns);
-  const bool pack_a = group_columns > 2 * kernel.panel && conflicts(problem.a);
-  // Groups are the outer loop, so that a thread keeps its part of B in its level-2 cache.
-  team.for_each(groups * rows_of_tiles, [&](std::int64_t task, int thread) {
-    const std::int64_t at = task / rows_of_tiles * group_columns;
-    const std::int64_t i = task % rows_of_tiles * height;
-    const std::int64_t rows = std::min(height, problem.m - i);
-    TileRow work = problem.tiles(i, rows, j + at, std::min(group_columns, columns - at), p);
-    work.b = packed_b + at * depth;
-    if (pack_a) {
-      float* tile = scratch_of(scratch, thread).a_tile;
-      kernel.pack(work.a, rows, depth, kernel.a_step, tile);
-      work.a = {tile, 1, kernel.a_step};
-    }
-    kernel.multiply(work);
-  });
-}
-
-template <class Team>
-void multiply(Team& team, const Problem& problem, float* workspace) {
-  float* scratch = workspace;
-  if (problem.m <= kFewRows) return multiply_few_rows(team, problem, scratch);
-  float* packed_b = scratch + team.threads() * Scratch::kFloats;
-  for (std::int64_t j = 0; j < problem.n; j += kColumnsAtOnce) {
-    const std::int64_t columns = std::min(kColumnsAtOnce, problem.n - j);
-    for (std::int64_t p = 0; p < problem.k; p += kBlockK) {
-      multiply_block(team, problem, j, columns, p, packed_b, scratch);
+      kernel.multiply(work);
     }
   }
+}
+
+template <class Team>
+void multiply(Team& team, const Problem& problem, float* scratch) {
+  const Cut cut = cut_of(problem, team.threads());
+  team.for_each(cut.groups * cut.row_parts,
+                [&](std::int64_t task, int thread) { multiply_task(problem, cut, task, scratch_of(scratch, thread)); });
 }
 
 /// k = 0: an empty sum.
@@ -198,10 +209,8 @@ void set_matmul_isa(Isa isa) {
 
 const kernel::Kernel& matmul_kernel() { return *chosen_kernel().load(std::memory_order_relaxed); }
 
-std::size_t native_workspace_bytes(const MatmulShape& shape, int threads) {
-  const std::int64_t columns = divide_up(std::min(shape.n, kColumnsAtOnce), kMaxPanel) * kMaxPanel;
-  const std::int64_t floats = std::min(shape.k, kBlockK) * columns + threads * Scratch::kFloats;
-  return static_cast<std::size_t>(floats) * sizeof(float) + Buffer::kAlignment;
+std::size_t native_workspace_bytes(const MatmulShape&, int threads) {
+  return static_cast<std::size_t>(threads * Scratch::kFloats) * sizeof(float) + Buffer::kAlignment;
 }
 
 void native_matmul(ThreadPool* pool, const MatmulShape& shape, const float* a, const float* b, float* c,

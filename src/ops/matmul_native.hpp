@@ -10,6 +10,9 @@
 
 namespace trainer::ops {
 
+inline constexpr std::int64_t kMaxPanel = 32;  // ≥ Kernel::panel of every instruction set
+inline constexpr std::int64_t kMaxRows = 16;   // ≥ Kernel::rows of every instruction set
+
 enum class Isa : std::uint8_t { Portable, Avx2, Avx512 };
 
 /// Whether this build and this CPU can run it.

@@ -1,4 +1,5 @@
 // The kernel for any CPU: the same chains through the C library's fused multiply-add. Right, not fast.
+#include "matmul_bf16_emulated.hpp"
 #include "matmul_tile.hpp"
 
 namespace trainer::ops::kernel {
@@ -46,5 +47,6 @@ struct Portable {
 }  // namespace
 
 constexpr Kernel kPortable = Tiles<Portable>::kernel("portable");
+constexpr Bf16Kernel kBf16Portable = Emulated<Portable>::kernel("portable");
 
 }  // namespace trainer::ops::kernel

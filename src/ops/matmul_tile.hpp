@@ -55,9 +55,29 @@ struct Tiles {
     });
   }
 
+  /// What a tile asks the memory for on its way: one line for two k-steps.
+  struct Fetch {
+    const float* at = nullptr;
+    std::int64_t pair_step = 0;   // from one line to the next, eight times
+    std::int64_t chunk_step = 0;  // from one such eight to the next
+  };
+
+  /// The part of the next tile of A that panel `panel` fetches: eight of its rows, or every other of its columns.
+  static Fetch fetch_at(const TileRow& work, std::int64_t panel) {
+    const Operand& a = work.a;
+    if (work.next_a == nullptr) return {};
+    if (a.k_step == 1) {
+      if (8 * panel >= work.rows) return {};
+      return {work.next_a + 8 * panel * a.step, a.step, 16};
+    }
+    if (panel > 1) return {};
+    return {work.next_a + panel * a.k_step + (work.rows - 1) * a.step, 2 * a.k_step, 16 * a.k_step};
+  }
+
   /// One kRows × (kVectors · lanes) tile.
   template <int kRows, int kVectors>
-  static void tile(const TileRow& work, const float* b, float* c, std::int64_t columns, const float* bias) {
+  static void tile(const TileRow& work, const float* b, float* c, std::int64_t columns, const float* bias,
+                   const Fetch& fetch) {
     const std::int64_t ldc = work.ldc;
     Type sums[kRows][kVectors];
     unrolled<kRows>([&]<int r>() __attribute__((always_inline)) {
@@ -85,16 +105,27 @@ struct Tiles {
         asm("" : "+r"(bases[i]));  // else the sum is folded into every address, at an instruction each
       });
     };
-    for (std::int64_t pair = work.k / 2; pair > 0; --pair) {
+    std::int64_t left = work.k;
+    if (fetch.at != nullptr) {
+      for (const float* chunk = fetch.at; left >= 16; left -= 16, chunk += fetch.chunk_step) {
+        const float* at = chunk;
+        for (int pair = 0; pair < 8; ++pair, at += fetch.pair_step) {
+          __builtin_prefetch(at);
+          add_product();
+          add_product();
+        }
+      }
+    }
+    for (; left >= 2; left -= 2) {
       add_product();
       add_product();
     }
-    if (work.k % 2 != 0) add_product();
+    if (left != 0) add_product();
 
     write_back<kRows, kVectors>(sums, work, c, columns, bias);
   }
 
-  using TileFunction = void (*)(const TileRow&, const float*, float*, std::int64_t, const float*);
+  using TileFunction = void (*)(const TileRow&, const float*, float*, std::int64_t, const float*, const Fetch&);
 
   template <int kVectors, int kRows = V::kRows>
   static TileFunction tile_for(std::int64_t rows) {
@@ -109,11 +140,11 @@ struct Tiles {
     const float* b = work.b;
     std::int64_t at = 0;
     const auto bias_at = [&] { return work.bias == nullptr ? nullptr : work.bias + at; };
-    for (; work.columns - at > kPanel - V::kLanes; at += kPanel, b += work.k * kPanel) {
+    for (; work.columns - at > kPanel - V::kLanes; at += kPanel, b += work.b_step) {
       const std::int64_t left = work.columns - at;
-      full(work, b, work.c + at, left < kPanel ? left : kPanel, bias_at());
+      full(work, b, work.c + at, left < kPanel ? left : kPanel, bias_at(), fetch_at(work, at / kPanel));
     }
-    if (at < work.columns) tile_for<1>(work.rows)(work, b, work.c + at, work.columns - at, bias_at());
+    if (at < work.columns) tile_for<1>(work.rows)(work, b, work.c + at, work.columns - at, bias_at(), {});
   }
 
   static void pack(const Operand& from, std::int64_t count, std::int64_t k, std::int64_t dst_step, float* dst) {
@@ -128,7 +159,7 @@ struct Tiles {
   }
 
   static void pack_rows(const Operand& from, std::int64_t count, std::int64_t k, std::int64_t dst_step, float* dst) {
-    constexpr std::int64_t kRowsAhead = 12;
+    constexpr std::int64_t kRowsAhead = 64;  // as far as memory is away
     const std::int64_t whole = count / V::kLanes * V::kLanes;
     const int part = static_cast<int>(count - whole);
     for (std::int64_t p = 0; p < k; ++p) {
@@ -148,7 +179,11 @@ struct Tiles {
     for (int i = 0; i < V::kLanes; ++i) rows[i] = from.data + (i < count ? i : count - 1) * from.step;
     std::int64_t p = 0;
     if constexpr (V::kDepth > 4) {
-      for (; p + V::kDepth <= k; p += V::kDepth) V::transpose(rows, p, dst + p * dst_step, dst_step);
+      constexpr std::int64_t kRowsAhead = 32;
+      for (; p + V::kDepth <= k; p += V::kDepth) {
+        for (int i = 0; i < V::kLanes; ++i) __builtin_prefetch(rows[i] + p + kRowsAhead * from.step);
+        V::transpose(rows, p, dst + p * dst_step, dst_step);
+      }
     }
     for (; p + 4 <= k; p += 4) V::transpose4(rows, p, dst + p * dst_step, dst_step);
     for (; p < k; ++p) {

@@ -32,12 +32,13 @@ struct Maker {
 
 void Operator::backward_weight(const BackwardWeightCall&) const {}
 
-std::unique_ptr<Operator> make_operator_with(const model::Node& node, std::int64_t positions, const Kernels& kernels) {
-  return std::visit(Maker{{node.name, positions, kernels}}, node.op);
+std::unique_ptr<Operator> make_operator_with(const model::Node& node, std::int64_t positions, const Kernels& kernels,
+                                             MatmulPrecision precision) {
+  return std::visit(Maker{{node.name, positions, kernels, precision}}, node.op);
 }
 
-std::unique_ptr<Operator> make_operator(const model::Node& node, std::int64_t positions) {
-  return make_operator_with(node, positions, best_kernels());
+std::unique_ptr<Operator> make_operator(const model::Node& node, std::int64_t positions, MatmulPrecision precision) {
+  return make_operator_with(node, positions, best_kernels(), precision);
 }
 
 }  // namespace trainer::ops

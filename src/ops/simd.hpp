@@ -51,19 +51,87 @@ inline Floats load(const float* from) {
   return v;
 }
 
-/// The first `count` (at most kWidth) elements; zeros behind them.
+#if defined(__AVX512F__)
+inline __mmask16 first_lanes(std::int64_t count) { return static_cast<__mmask16>((1u << count) - 1u); }
+#elif defined(__AVX2__)
+inline __m256i first_lanes(std::int64_t count) { return (__m256i)(lane_numbers() < static_cast<std::int32_t>(count)); }
+#endif
+
+/// The first `count` (at most kWidth) elements; zeros behind them. Reads nothing behind them.
 inline Floats load(const float* from, std::int64_t count) {
   if (count >= kWidth) return load(from);
+#if defined(__AVX512F__)
+  return (Floats)_mm512_maskz_loadu_ps(first_lanes(count), from);
+#elif defined(__AVX2__)
+  return (Floats)_mm256_maskload_ps(from, first_lanes(count));
+#else
   Floats v = {};
   __builtin_memcpy(&v, from, static_cast<std::size_t>(count) * sizeof(float));
   return v;
+#endif
 }
 
 inline void store(float* to, Floats v) { __builtin_memcpy(to, &v, sizeof(v)); }
 
 inline void store(float* to, Floats v, std::int64_t count) {
   if (count >= kWidth) return store(to, v);
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(to, first_lanes(count), (__m512)v);
+#elif defined(__AVX2__)
+  _mm256_maskstore_ps(to, first_lanes(count), (__m256)v);
+#else
   __builtin_memcpy(to, &v, static_cast<std::size_t>(count) * sizeof(float));
+#endif
+}
+
+// Lane l of the result is lane (l + by) mod kWidth.
+template <int by>
+inline Floats rotated(Floats v) {
+  static_assert(by < kWidth);
+#define TRAINER_LANE(l) ((l) + by) % kWidth
+#if defined(__AVX512F__)
+  return __builtin_shufflevector(v, v, TRAINER_LANE(0), TRAINER_LANE(1), TRAINER_LANE(2), TRAINER_LANE(3),
+                                 TRAINER_LANE(4), TRAINER_LANE(5), TRAINER_LANE(6), TRAINER_LANE(7), TRAINER_LANE(8),
+                                 TRAINER_LANE(9), TRAINER_LANE(10), TRAINER_LANE(11), TRAINER_LANE(12),
+                                 TRAINER_LANE(13), TRAINER_LANE(14), TRAINER_LANE(15));
+#elif defined(__AVX2__)
+  return __builtin_shufflevector(v, v, TRAINER_LANE(0), TRAINER_LANE(1), TRAINER_LANE(2), TRAINER_LANE(3),
+                                 TRAINER_LANE(4), TRAINER_LANE(5), TRAINER_LANE(6), TRAINER_LANE(7));
+#else
+  return __builtin_shufflevector(v, v, TRAINER_LANE(0), TRAINER_LANE(1), TRAINER_LANE(2), TRAINER_LANE(3));
+#endif
+#undef TRAINER_LANE
+}
+
+/// Lane 0 of the tree combine(l, l + kWidth / 2), combine(l, l + kWidth / 4), …
+template <int half = kWidth / 2, class Combine>
+inline float folded(Floats v, Combine combine) {
+  v = combine(v, rotated<half>(v));
+  if constexpr (half > 1) {
+    return folded<half / 2>(v, combine);
+  } else {
+    return v[0];
+  }
+}
+
+/// b where a < b is false (also where either is NaN), else a; and with > in place of <.
+inline Floats lesser(Floats a, Floats b) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (Floats)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+  return a < b ? a : b;
+#endif
+}
+inline Floats greater(Floats a, Floats b) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (Floats)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return a > b ? a : b;
+#endif
 }
 
 /// a·b + c, rounded once.
@@ -111,14 +179,23 @@ inline WideProduct multiply_wide(Words a, std::uint32_t by) {
 /// 2^k for k in [-126, 127].
 inline Floats power_of_two(Ints k) { return (Floats)(((Words)k + 127u) << 23); }
 
+/// p·2^n for an integer n in [-126, 128] (also given as k), where that is no denormal number.
+inline Floats scaled_by_power(Floats p, [[maybe_unused]] Floats n, [[maybe_unused]] Ints k) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
+  const Ints half = k >> 1;  // in two factors, since 2^128 is no float
+  return p * power_of_two(half) * power_of_two(k - half);
+#endif
+}
+
 /// e^x to 2 ulp where the result is a normal number; 0 below x = -87.33 (before results become denormal), infinity
 /// where float overflows, NaN for NaN. x = n·ln 2 + r with |r| ≤ ln 2 / 2, and e^r by a minimax polynomial
 /// (error 3.1e-9).
 inline Floats exponential(Floats x) {
   constexpr float kLowest = -87.33f;
   constexpr float kRounder = 12582912.0f;  // 1.5·2^23: adding it rounds to an integer
-  Floats bounded = x > 89.0f ? splat(89.0f) : x;
-  bounded = bounded < kLowest ? splat(kLowest) : bounded;
+  const Floats bounded = greater(splat(kLowest), lesser(splat(89.0f), x));
   const Floats shifted = fma(bounded, splat(1.442695041f), splat(kRounder));
   const Floats n = shifted - kRounder;
   Floats r = fma(n, splat(-0.6931471825f), bounded);
@@ -130,9 +207,7 @@ inline Floats exponential(Floats x) {
   q = fma(q, r, splat(0.49999994f));
   const Floats p = fma(r * r, q, r) + 1.0f;
   const Ints k = (Ints)((Words)shifted - (Words)splat(kRounder));
-  const Ints half = k >> 1;  // in two factors, since 2^128 is no float
-  const Floats y = p * power_of_two(half) * power_of_two(k - half);
-  return x < kLowest ? Floats{} : y;
+  return x < kLowest ? Floats{} : scaled_by_power(p, n, k);
 }
 
 /// 1 / (1 + e^-x).

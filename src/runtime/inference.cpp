@@ -39,6 +39,7 @@ InferenceModel::InferenceModel(comm::Communicator& alone, const config::Config& 
                      .threads = pool.threads(),
                      .training = false,
                      .split_backward = false,
+                     .precision = matmul_precision(plan_.config),
                      .with_loss = false});
   parameters_ = std::make_unique<Parameters>(lay_out_parameters(plan_, local_, {}), false, 0);
   for (const HeldParameter& held : parameters_->layout().held) {

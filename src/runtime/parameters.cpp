@@ -14,18 +14,26 @@ std::size_t align_elements(std::size_t elements) {
   return (elements + kAlignElements - 1) / kAlignElements * kAlignElements;
 }
 
-float initial_value(const model::Init& init, const RandomStream& stream, std::uint64_t index) {
+// Elements of one tensor whose global indices follow each other from `first`.
+void set_initial(const model::Init& init, const RandomStream& stream, std::uint64_t first, float* to,
+                 std::int64_t count) {
+  const auto scale = static_cast<float>(init.scale);
   switch (init.kind) {
     case model::InitKind::Zero:
-      return 0.0f;
+      std::fill_n(to, count, 0.0f);
+      return;
     case model::InitKind::One:
-      return 1.0f;
+      std::fill_n(to, count, 1.0f);
+      return;
     case model::InitKind::Normal:
-      return static_cast<float>(init.scale) * stream.normal(index);
+      for (std::int64_t i = 0; i < count; ++i) to[i] = scale * stream.normal(first + static_cast<std::uint64_t>(i));
+      return;
     case model::InitKind::Uniform:
-      return static_cast<float>(init.scale) * (2.0f * stream.uniform(index) - 1.0f);
+      for (std::int64_t i = 0; i < count; ++i) {
+        to[i] = scale * (2.0f * stream.uniform(first + static_cast<std::uint64_t>(i)) - 1.0f);
+      }
+      return;
   }
-  return 0.0f;
 }
 
 // Global row-major index of element `i` of a box.
@@ -155,9 +163,13 @@ void Parameters::initialise(const model::Graph& graph, std::uint64_t seed, Threa
       const Box& box = piece.box;
       float* const to = weights() + held.weight + piece.begin;
       const std::int64_t n = box.elements();
+      const std::int64_t row = parameter.shape.dims() > 0 ? box.extent[parameter.shape.dims() - 1] : 1;
       pool.for_each((n + kChunk - 1) / kChunk, [&](std::int64_t chunk, int) {
-        for (std::int64_t i = chunk * kChunk; i < std::min(n, (chunk + 1) * kChunk); ++i) {
-          to[i] = initial_value(parameter.init, stream, global_index(box, parameter.shape, i));
+        const std::int64_t end = std::min(n, (chunk + 1) * kChunk);
+        for (std::int64_t i = chunk * kChunk; i < end;) {
+          const std::int64_t count = std::min(row - i % row, end - i);
+          set_initial(parameter.init, stream, global_index(box, parameter.shape, i), to + i, count);
+          i += count;
         }
       });
     }

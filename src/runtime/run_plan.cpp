@@ -70,6 +70,7 @@ LayoutRequest layout_request(const RunPlan& plan, const plan::LocalGraph& local,
           .threads = threads,
           .training = true,
           .split_backward = has_split_backward(plan.training, stage),
+          .precision = matmul_precision(plan.config),
           .with_loss = true};
 }
 
@@ -118,6 +119,19 @@ RunPlan make_plan(config::Config config, std::int64_t ranks) {
   for (std::int64_t t = 0; t < parallel.tensor; ++t) plan::shard(plan.graph, parallel.tensor, t);
   plan.config = std::move(config);
   return plan;
+}
+
+ops::MatmulPrecision matmul_precision(const config::Config& config) {
+  return config.training.precision == config::Precision::BFloat16 ? ops::MatmulPrecision::BFloat16
+                                                                  : ops::MatmulPrecision::Float32;
+}
+
+void require_precision(const config::Config& config) {
+  if (matmul_precision(config) == ops::MatmulPrecision::Float32) return;
+  if (ops::has_bfloat16() || config.training.bfloat16_emulation) return;
+  throw Error(ExitCode::Usage,
+              "training.precision: is \"bfloat16\", but this CPU has no bfloat16 instructions (AVX-512 BF16); "
+              "training.bfloat16_emulation = true gives the same results at float32's speed, or \"float32\"");
 }
 
 StageLayout training_layout(const RunPlan& plan, const plan::LocalGraph& local, StageId stage, int threads) {

@@ -125,6 +125,12 @@ void Saver::warn_of_changes(const storage::CheckpointReader& checkpoint, Observe
   compare("training.seed", before.training.seed, now.training.seed);
   compare("training.batch_size", before.training.batch_size, now.training.batch_size);
   compare("training.sequence_length", before.training.sequence_length, now.training.sequence_length);
+  if (before.training.precision != now.training.precision) {
+    const bool to_bfloat16 = now.training.precision == config::Precision::BFloat16;
+    observer.warning(fmt::format("the run goes on in {} arithmetic; {} was trained in {}",
+                                 to_bfloat16 ? "bfloat16" : "float32", checkpoint.path(),
+                                 to_bfloat16 ? "float32" : "bfloat16"));
+  }
   if (changes.empty()) return;
   observer.warning(fmt::format("the run goes on with other samples than {} was trained with: {} changed",
                                checkpoint.path(), fmt::join(changes, ", ")));

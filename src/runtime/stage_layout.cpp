@@ -1,7 +1,6 @@
 #include "trainer/runtime/stage_layout.hpp"
 
 #include <algorithm>
-#include <numeric>
 #include <utility>
 
 #include "trainer/core/error.hpp"
@@ -96,7 +95,7 @@ class LayoutBuilder {
       const model::Value& in = r_.graph.values[x.index()];
       Node local = node(i);
       local.op = r_.local.nodes[static_cast<std::size_t>(i)].op;
-      layout.op = ops::make_operator(local, in.positions);
+      layout.op = ops::make_operator(local, in.positions, r_.precision);
       layout.needs = layout.op->needs(rows(x), r_.threads);
       layout_.nodes.push_back(std::move(layout));
     }
@@ -354,35 +353,6 @@ ArenaLayout lay_out_arena(const StageLayout& stage, const schedule::StageSlots& 
     end += stage.bytes[region] * static_cast<std::size_t>(arena.slots[region]);
   }
   return arena;
-}
-
-std::size_t place_lifetimes(std::vector<Lifetime>& lifetimes) {
-  std::vector<std::size_t> order(lifetimes.size());
-  std::iota(order.begin(), order.end(), std::size_t{0});
-  std::stable_sort(order.begin(), order.end(),
-                   [&](std::size_t a, std::size_t b) { return lifetimes[a].bytes > lifetimes[b].bytes; });
-  std::vector<std::size_t> placed;
-  std::size_t total = 0;
-  for (const std::size_t index : order) {
-    Lifetime& mine = lifetimes[index];
-    std::vector<std::pair<std::size_t, std::size_t>> busy;  // offset ranges of those alive at the same time
-    for (const std::size_t other : placed) {
-      const Lifetime& theirs = lifetimes[other];
-      if (theirs.first <= mine.last && mine.first <= theirs.last) {
-        busy.emplace_back(theirs.offset, theirs.offset + theirs.bytes);
-      }
-    }
-    std::sort(busy.begin(), busy.end());
-    std::size_t offset = 0;
-    for (const auto& [begin, end] : busy) {
-      if (offset + mine.bytes <= begin) break;
-      offset = std::max(offset, end);
-    }
-    mine.offset = offset;
-    total = std::max(total, offset + mine.bytes);
-    placed.push_back(index);
-  }
-  return total;
 }
 
 }  // namespace trainer::runtime

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <array>
 #include <chrono>
 #include <optional>
 
@@ -92,6 +94,7 @@ class Run {
     const Worker::Waits waited = worker_.waits();
     const StepOutcome outcome = worker_.step(step, wants_stop(started));
     add_waits(waited, worker_.waits());
+    if (result_.seconds == 0) first_pass_ = worker_.pass_times();
     const std::int64_t after = options_.allocations ? options_.allocations() : 0;
     const double seconds = seconds_since(begin);
     result_.loss = outcome.loss;
@@ -143,18 +146,24 @@ class Run {
     const auto ranks = static_cast<std::size_t>(world_.size());
     const auto mine = static_cast<std::size_t>(world_.rank());
     const auto predicted = predict_memory(plan_, world_.rank(), pool_.threads(), data_.bytes());
-    std::vector<double> facts(6 * ranks, 0.0);
-    facts[6 * mine + 0] = static_cast<double>(predicted.total());
-    facts[6 * mine + 1] = static_cast<double>(comm::peak_resident_bytes() - options_.base_memory);
-    facts[6 * mine + 2] = waits_.receive;
-    facts[6 * mine + 3] = waits_.send;
-    facts[6 * mine + 4] = waits_.tensor;
-    facts[6 * mine + 5] = waits_.gradients;
+    const std::int64_t peak = comm::peak_resident_bytes();
+    const std::array<double, 8> own{static_cast<double>(predicted.total()),
+                                    static_cast<double>(peak - options_.base_memory),
+                                    static_cast<double>(predicted.live_set()),
+                                    static_cast<double>(peak),
+                                    waits_.receive,
+                                    waits_.send,
+                                    waits_.tensor,
+                                    waits_.gradients};
+    std::vector<double> facts(own.size() * ranks, 0.0);
+    std::copy(own.begin(), own.end(), facts.begin() + static_cast<std::ptrdiff_t>(own.size() * mine));
     world_.sum(facts);
     for (std::size_t r = 0; r < ranks; ++r) {
-      result_.memory.push_back({facts[6 * r], facts[6 * r + 1]});
-      result_.waits.push_back({facts[6 * r + 2], facts[6 * r + 3], facts[6 * r + 4], facts[6 * r + 5]});
+      const double* of = facts.data() + own.size() * r;
+      result_.memory.push_back({of[0], of[1], of[2], of[3]});
+      result_.waits.push_back({of[4], of[5], of[6], of[7]});
     }
+    gather_passes();
     result_.checkpoint = saver_.last_path();
     if (saver_.failed()) {
       result_.code = ExitCode::Storage;
@@ -170,6 +179,24 @@ class Run {
     }
   }
 
+  void gather_passes() {
+    const auto steps = static_cast<double>(result_.last_step - result_.first_step);  // but the first
+    if (steps < 1) return;
+    const Worker::PassTimes now = worker_.pass_times();
+    const double micro_batches = steps * static_cast<double>(plan_.training.micro_batches);
+    const std::array<double, 4> own{(now.compute.forward - first_pass_.compute.forward) / micro_batches,
+                                    (now.compute.backward_input - first_pass_.compute.backward_input) / micro_batches,
+                                    (now.compute.backward_weight - first_pass_.compute.backward_weight) / micro_batches,
+                                    (now.whole - first_pass_.whole) / steps};
+    std::vector<double> all(own.size() * static_cast<std::size_t>(world_.size()), 0.0);
+    const auto mine = static_cast<std::ptrdiff_t>(own.size()) * world_.rank();
+    std::copy(own.begin(), own.end(), all.begin() + mine);
+    world_.sum(all);
+    for (const double* of = all.data(); of < all.data() + all.size(); of += own.size()) {
+      result_.passes.push_back({{of[0], of[1], of[2]}, of[3]});
+    }
+  }
+
   comm::Communicator& world_;
   const RunPlan& plan_;
   const storage::Dataset& data_;
@@ -181,6 +208,7 @@ class Run {
   const double step_flops_ = step_flops(plan_);
   std::unique_ptr<Observer> observer_;
   Worker::Waits waits_;
+  Worker::PassTimes first_pass_;
   bool limit_reached_ = false;
   TrainResult result_;
 };

@@ -124,6 +124,19 @@ def resume_with_another_optimizer(place):
             raise Failed(f"not told once\n{run.err}")
 
 
+def resume_in_another_precision(place):
+    config = place.gpt()
+    place.train(config)
+    for steps, to, was in ((7, "bfloat16", "float32"), (9, "float32", "bfloat16")):
+        config["training"].update(steps=steps, precision=to, bfloat16_emulation=True)
+        with place.start(config, "--resume") as run:
+            run.expect(0, ("warning: ", f"goes on in {to} arithmetic", f"was trained in {was}"), messages=0, limit=HARD_LIMIT)
+    with place.start(config, "--resume") as run:
+        run.expect(0, messages=0, limit=HARD_LIMIT)
+        if "arithmetic" in run.err:
+            raise Failed(f"warned of the same precision\n{run.err}")
+
+
 def eval_another_model(place):
     place.train()
     with place.alone("eval", "--checkpoint", place.directory, "--set", "model.hidden_size=32") as run:
@@ -195,6 +208,7 @@ def cases():
         ("a broken manifest", damage(lambda path: truncate(path / "manifest.json"), "manifest.json")),
         ("resume with another model", resume_another_model),
         ("resume with another optimizer", resume_with_another_optimizer),
+        ("resume in another precision", resume_in_another_precision),
         ("eval of another model", eval_another_model),
         ("resume with nothing there", resume_with_nothing),
         ("resume without a directory", resume_without_directory),

@@ -4,10 +4,15 @@
 data/spirals.csv: no line separates the arms. data/sine.csv: the noise alone has a mean square of 0.0025, the best line 0.5.
 data/pattern.txt: a window of 32 letters tells its place among 31 only after its first letters, so that no model gets below
 H(place | first letter) / 32 nats a letter; what two letters say leaves far more. A linear model is trained too, on the
-tables: it must stay behind, else the bounds would say nothing. usage: learning_test.py --trainer build/trainer
+tables: it must stay behind, else the bounds would say nothing.
+
+In bfloat16 the bounds are the same, and the whole curve on a random text stays within 2^-8 of float32's: what rounding
+both operands of a product to 8 bits may change its terms by. The text's letters follow their two predecessors, so that
+the loss falls without leaps, whose moment any rounding shifts. usage: learning_test.py --trainer build/trainer
 """
 import json
 import math
+import random
 import sys
 from collections import Counter
 from pathlib import Path
@@ -45,23 +50,34 @@ def pattern_floor():
     return sum(n / 31 * math.log(n) for n in first.values()) / POSITIONS
 
 
-def train(arguments, folder, name, model, data, steps, batch, rate, parallel):
-    """The run's last evaluation."""
+def second_order_text(letters="abcdefghijklmnop", length=100_000):
+    """Each pair of letters has four successors, the first the likeliest."""
+    generator = random.Random(7)
+    successors = {a + b: generator.choices(letters, k=4) for a in letters for b in letters}
+    text = [letters[0], letters[1]]
+    for _ in range(length):
+        text.append(successors[text[-2] + text[-1]][min(int(generator.expovariate(1)), 3)])
+    return "".join(text)
+
+
+def train(arguments, folder, name, model, data, steps, batch, rate, parallel, precision="float32"):
+    """The losses of all steps, and the run's last evaluation."""
     directory = folder / name
     config = {
         "model": model, "data": data,
         "training": {"steps": steps, "batch_size": batch, "micro_batches": 2, "gradient_clip": 1.0, "seed": 1,
-                     "hang_timeout": 60},
+                     "hang_timeout": 60, "precision": precision, "bfloat16_emulation": True},
         "optimizer": {"type": "adamw", "learning_rate": rate, "betas": [0.9, 0.95],
                       "schedule": {"type": "cosine", "warmup_steps": 20, "final_ratio": 0.05}},
-        "logging": {"directory": str(directory), "every_steps": steps},
+        "logging": {"directory": str(directory), "every_steps": 1},
     }
     path = runs.write_config(folder / f"{name}.json", config, parallel)
     runs.train(arguments.trainer, runs.ranks_of(parallel), ["--config", path, "--threads", 1], folder / f"{name}.log", 100)
-    last = json.loads((directory / "metrics.jsonl").read_text().splitlines()[-1])
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    last = lines[-1]
     if last["step"] != steps or "validation_loss" not in last:
         raise runs.Failed(f"{directory}/metrics.jsonl does not end with an evaluation at step {steps}")
-    return last
+    return [line["loss"] for line in lines if "loss" in line], last
 
 
 def check(ok, name, text):
@@ -69,15 +85,40 @@ def check(ok, name, text):
     return 0 if ok else 1
 
 
-def classes(arguments, folder, name, model, parallel):
-    last = train(arguments, folder, name, model(2, 3), SPIRALS, 1000, 32, 1e-2, parallel)
+def classes(arguments, folder, name, model, parallel, precision="float32"):
+    _, last = train(arguments, folder, name, model(2, 3), SPIRALS, 1000, 32, 1e-2, parallel, precision)
     if last["validation_targets"] != 150:
         raise runs.Failed(f"{last['validation_targets']} rows were held out, 150 expected")
     return last["accuracy"]
 
 
-def values(arguments, folder, name, model, parallel):
-    return train(arguments, folder, name, model(1, 1), SINE, 1000, 32, 1e-2, parallel)["validation_loss"]
+def values(arguments, folder, name, model, parallel, precision="float32"):
+    _, last = train(arguments, folder, name, model(1, 1), SINE, 1000, 32, 1e-2, parallel, precision)
+    return last["validation_loss"]
+
+
+def gpt(letters):
+    return {"type": "gpt", "vocab_size": letters, "context_length": POSITIONS, "hidden_size": 64, "num_layers": 2,
+            "num_heads": 4}
+
+
+def bfloat16_curve(arguments, folder):
+    """How far each step's loss, and the evaluation's, is from float32's."""
+    text = folder / "second-order.txt"
+    text.write_text(second_order_text())
+    data = {"type": "text", "path": str(text), "tokenizer": "char", "validation_fraction": 0.1}
+
+    def curve(name, parallel, precision):
+        losses, last = train(arguments, folder, f"second order, {name}", gpt(16), data, 300, 16, 3e-3, parallel, precision)
+        return [*losses, last["validation_loss"]]
+    exact = curve("float32", ALONE, "float32")
+    wrong = check(exact[-1] < 2.1 and exact[0] > 2.7, "second order, float32", f"from {exact[0]:.3f} to {exact[-1]:.3f}")
+    for parallel in (ALONE, FOUR, REPLICAS):
+        name = f"bfloat16, {runs.show_layout(parallel)}"
+        rounded = curve(name, parallel, "bfloat16")
+        worst = max(abs(a - b) / b for a, b in zip(rounded, exact, strict=True))
+        wrong += check(0 < worst <= 2 ** -8, f"second order, {name}", f"within {worst:.5f} of float32, at most {2 ** -8:.5f}")
+    return wrong
 
 
 def work(arguments, folder):
@@ -89,20 +130,24 @@ def work(arguments, folder):
             wrong += check(accuracy >= 0.9, f"spirals, {name}", f"accuracy {accuracy:.3f}, at least 0.9")
             error = values(arguments, folder, f"sine, {name}", model, parallel)
             wrong += check(error <= 0.01, f"sine, {name}", f"squared error {error:.4f}, at most 0.01")
+    accuracy = classes(arguments, folder, "spirals, bfloat16", mlp, REPLICAS, "bfloat16")
+    wrong += check(accuracy >= 0.9, "spirals, bfloat16", f"accuracy {accuracy:.3f}, at least 0.9")
+    error = values(arguments, folder, "sine, bfloat16", mlp, FOUR, "bfloat16")
+    wrong += check(error <= 0.01, "sine, bfloat16", f"squared error {error:.4f}, at most 0.01")
     accuracy = classes(arguments, folder, "spirals, linear", linear, ALONE)
     wrong += check(accuracy < 0.6, "spirals, linear", f"accuracy {accuracy:.3f}, below 0.6")
     error = values(arguments, folder, "sine, linear", linear, ALONE)
     wrong += check(error > 0.3, "sine, linear", f"squared error {error:.4f}, above 0.3")
 
-    gpt = {"type": "gpt", "vocab_size": 5, "context_length": POSITIONS, "hidden_size": 64, "num_layers": 2,
-           "num_heads": 4}
     floor = pattern_floor()
-    for parallel in (ALONE, FOUR):
-        name = f"pattern, gpt, {runs.show_layout(parallel)}"
-        loss = train(arguments, folder, name, gpt, PATTERN, 400, 16, 3e-3, parallel)["validation_loss"]
+    for parallel, precision in ((ALONE, "float32"), (FOUR, "float32"), (FOUR, "bfloat16")):
+        name = f"pattern, gpt, {runs.show_layout(parallel)}, {precision}"
+        _, last = train(arguments, folder, name, gpt(5), PATTERN, 400, 16, 3e-3, parallel, precision)
+        loss = last["validation_loss"]
         # Half a thousandth below: rounding, and a phase that the training windows have by chance more often.
         wrong += check(floor - 5e-4 < loss < floor + 0.03, name,
                        f"loss {loss:.4f}, between {floor:.4f} and {floor + 0.03:.4f}")
+    wrong += bfloat16_curve(arguments, folder)
     return 1 if wrong else 0
 
 

@@ -67,7 +67,7 @@ const std::vector<Case>& cases() {
       {kSequential, "\"type\": \"gelu\"", "\"type\": \"geluu\""},
       {kCsv, "\";\"", "\"tab\""},
       // later versions
-      {kGpt, "float32", "bfloat16"},
+      {kGpt, "float32", "float16"},
       {kGpt, "\"flops\"", "\"profile\""},
       {kGpt, "\"1f1b\"", "\"zb_v\""},
       // keys against each other
@@ -77,7 +77,7 @@ const std::vector<Case>& cases() {
       {kGpt, "\"batch_size\": 32", "\"batch_size\": 30"},
       {kGpt, "\"steps\": 200", "\"steps\": 200, \"epochs\": 2"},
       {kGpt, "cross_entropy", "mse"},
-      {kGpt, "\"1f1b\"", "\"zb_h1\", \"split_backward\": false"},
+      {kGpt, "\"1f1b\"", "\"zb-h1\", \"split_backward\": false"},
       {kCsv, "\"epochs\": 3", "\"epochs\": 3, \"loss\": \"cross_entropy\""},
       {kMlp, "\"epochs\": 2.5", "\"epochs\": 3, \"loss\": \"mse\""},
       {kGpt, "{\"type\": \"text\", \"path\": \"corpus.txt\", \"tokenizer\": \"byte\"",

@@ -28,7 +28,10 @@ TEST_CASE("memory shared by the processes of a node") { test::check_shared_memor
 TEST_CASE("the ranks of this machine are on one node") {
   CHECK(comm::node_of_rank(world()) == std::vector<int>(static_cast<std::size_t>(world().size()), 0));
 }
-TEST_CASE("messages through shared memory") { test::check_shared_lanes(world()); }
+TEST_CASE("messages through shared memory") {
+  test::check_shared_lanes(world());
+  test::check_fast_sender(world());
+}
 
 TEST_CASE("the faulty communicator over MPI") {
   const auto faulty = comm::make_faulty(world(), 7, 300e-6);

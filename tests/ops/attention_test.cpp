@@ -113,6 +113,42 @@ TEST_CASE("attention agrees with the naive one around the size of a tile") {
   }
 }
 
+TEST_CASE("attention in bfloat16 agrees with the naive one within its rounding") {
+  constexpr double kUnit = 0x1p-9;  // of an operand rounded to 8 bits
+  for (const std::int64_t positions : {1, 2, 63, 64, 65, 130, 800}) {
+    for (const std::int64_t head_size : {8, 64, 5}) {
+      CAPTURE(positions);
+      CAPTURE(head_size);
+      const model::Attention layer{2, 0, 2, head_size, 0};
+      const std::int64_t width = 2 * head_size;
+      const Case c = make_case("attention", layer, positions, 3 * width, width, {}, 0);
+      const ops::MicroBatch batch{
+          .samples = positions > 500 ? 1 : 2, .positions = positions, .first_sample = 0, .seed = 1};
+      const Operands operands = random_operands(c, batch.rows());
+      const Results results = run_bfloat16(c, operands, batch, 2);
+
+      // Both operands of a score round: an error of 2u · Σ|q·k| · scale in the exponent, where Σ|q·k| ≤ 3/2 d for
+      // normals. It counts twice, in P's numerator and its sum; then P and V round once more.
+      const double probability = 6 * std::sqrt(static_cast<double>(head_size));
+      const Reference reference{c, operands.tokens, batch};
+      const Values y = reference(flatten(c, operands));
+      Values bounds(y.size(), (probability + 2) * kUnit * 4);  // |v| ≤ 4 for almost every weight
+      CHECK(worst_error(results.y, y, bounds) <= 1);
+
+      // Of dS = P·(dP - D): P's error, two roundings of dP, and D's, which is the output's; then two more of dS·K.
+      const NaiveBackward naive = naive_backward(c, layer, operands, batch);
+      bounds.clear();
+      for (const double magnitude : naive.magnitude) {
+        bounds.push_back((2 * probability + 8) * kUnit * magnitude +
+                         (positions == 1 ? 10 * static_cast<double>(head_size) * kUnit : 0) + 1e-10);
+      }
+      CHECK(worst_error(results.dx[0], naive.dx, bounds) <= 1);
+      CHECK(worst_error(run(c, operands, batch).dx[0], naive.dx, bounds) <
+            worst_error(results.dx[0], naive.dx, bounds));
+    }
+  }
+}
+
 TEST_CASE("a position sees no later one, and a shorter sample gives the same first rows") {
   const model::Attention layer{1, 0, 1, 8, 0};
   const Case c = make_case("attention", layer, 130, 24, 8, {}, 0);

@@ -151,9 +151,16 @@ class Runner {
 };
 
 inline Results run(const Case& c, const Operands& operands, const ops::MicroBatch& batch, int threads = 1,
-                   const ops::Kernels& kernels = ops::best_kernels(), const Results* before = nullptr) {
-  const auto op = ops::make_operator_with(c.node, c.table_positions > 0 ? c.table_positions : c.positions, kernels);
+                   const ops::Kernels& kernels = ops::best_kernels(), const Results* before = nullptr,
+                   ops::MatmulPrecision precision = ops::MatmulPrecision::Float32) {
+  const auto op =
+      ops::make_operator_with(c.node, c.table_positions > 0 ? c.table_positions : c.positions, kernels, precision);
   return Runner(c, *op, threads).run(operands, batch, before);
+}
+
+inline Results run_bfloat16(const Case& c, const Operands& operands, const ops::MicroBatch& batch, int threads = 1,
+                            const Results* before = nullptr) {
+  return run(c, operands, batch, threads, ops::best_kernels(), before, ops::MatmulPrecision::BFloat16);
 }
 
 /// The bits are the same (NaN equals NaN of the same bits; +0 differs from -0).

@@ -10,6 +10,49 @@
 using namespace trainer;
 using runtime::Lifetime;
 
+namespace {
+
+/// Largest first, lowest offset that fits, by looking at all that were placed before.
+std::size_t place_naively(std::vector<Lifetime>& all) {
+  std::vector<Lifetime*> order;
+  for (Lifetime& lifetime : all) order.push_back(&lifetime);
+  std::stable_sort(order.begin(), order.end(), [](const auto* a, const auto* b) { return a->bytes > b->bytes; });
+  std::size_t total = 0;
+  for (std::size_t i = 0; i < order.size(); ++i) {
+    Lifetime& mine = *order[i];
+    const auto fits = [&](std::size_t offset) {
+      return std::none_of(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(i), [&](const Lifetime* other) {
+        return other->first <= mine.last && mine.first <= other->last && other->offset < offset + mine.bytes &&
+               offset < other->offset + other->bytes;
+      });
+    };
+    mine.offset = 0;
+    while (!fits(mine.offset)) mine.offset += 64;
+    total = std::max(total, mine.offset + mine.bytes);
+  }
+  return total;
+}
+
+}  // namespace
+
+TEST_CASE("lifetimes are placed where the written-out rule places them, short and long ones") {
+  const RandomStream random(6, "lifetimes");
+  for (std::uint64_t trial = 0; trial < 300; ++trial) {
+    std::vector<Lifetime> fast;
+    const std::uint64_t count = random.bits(trial, 0) % 60;
+    for (std::uint64_t i = 0; i < count; ++i) {
+      const std::uint64_t bits = random.bits(trial * 100 + i, 1);
+      const auto first = static_cast<std::int64_t>(bits % 40) - 20;  // the backward's times are negative
+      const std::uint64_t longest = (bits >> 32) % 4 == 0 ? 40 : 3;
+      fast.push_back(
+          {64 * (1 + (bits >> 8) % 20), first, first + static_cast<std::int64_t>((bits >> 16) % longest), 0});
+    }
+    std::vector<Lifetime> naive = fast;
+    CHECK(runtime::place_lifetimes(fast) == place_naively(naive));
+    for (std::size_t i = 0; i < fast.size(); ++i) CHECK(fast[i].offset == naive[i].offset);
+  }
+}
+
 TEST_CASE("lifetimes that overlap in time never overlap in memory, and the total is no more than their sum") {
   const RandomStream random(5, "lifetimes");
   for (std::uint64_t trial = 0; trial < 200; ++trial) {

@@ -4,10 +4,12 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "trainer/comm/communicator.hpp"
@@ -324,6 +326,40 @@ inline void check_shared_lanes(comm::Communicator& comm) {
   comm.barrier();
 }
 
+/// A sender that is ahead of its receiver waits for its two buffers, and overwrites neither before it was read.
+inline void check_fast_sender(comm::Communicator& comm) {
+  constexpr std::size_t kBytes = 200000;
+  constexpr int kMessages = 30;
+  const std::size_t records = comm::SharedLanes::record_bytes(1);
+  const auto memory = comm.share(records + 2 * kBytes, comm::SharedLanes::channels(1));
+  REQUIRE(memory != nullptr);
+  comm::SharedLanes lanes(*memory, comm.rank(), 1);
+  const auto value = [](int message) { return static_cast<std::byte>(message + 1); };
+  if (comm.size() > 1 && comm.rank() == 0 && lanes.reaches(1)) {
+    std::byte* const data = memory->part(0) + records;
+    const std::unique_ptr<comm::Transfer> sends[2] = {lanes.make_send(data, kBytes, 1, 0),
+                                                      lanes.make_send(data + kBytes, kBytes, 1, 0)};
+    for (int m = 0; m < kMessages; ++m) {
+      comm::wait(*sends[m % 2], {"a slow receiver", 1, m});
+      std::fill_n(data + (m % 2 == 0 ? 0 : kBytes), kBytes, value(m));
+      sends[m % 2]->start();
+    }
+    for (const auto& send : sends) comm::wait(*send, {"a slow receiver", 1, kMessages});
+  } else if (comm.rank() == 1 && lanes.reaches(0)) {
+    std::vector<std::byte> received(kBytes);
+    const auto receive = lanes.make_receive(received.data(), kBytes, 0, 0);
+    std::size_t wrong = 0;
+    for (int m = 0; m < kMessages; ++m) {
+      std::this_thread::sleep_for(std::chrono::microseconds(300));
+      receive->start();
+      comm::wait(*receive, {"a fast sender", 0, m});
+      for (const std::byte b : received) wrong += b != value(m) ? 1 : 0;
+    }
+    CHECK(wrong == 0);
+  }
+  comm.barrier();
+}
+
 inline void check_communicator(comm::Communicator& comm, bool long_sizes) {
   for (const std::int64_t count : {0, 1, 2, 5, 1000, 1025, 100003}) check_all_reduce(comm, count);
   if (long_sizes) check_all_reduce(comm, 2500000, 1);
@@ -335,6 +371,7 @@ inline void check_communicator(comm::Communicator& comm, bool long_sizes) {
   check_split(comm);
   check_shared_memory(comm);
   check_shared_lanes(comm);
+  check_fast_sender(comm);
 }
 
 }  // namespace trainer::test

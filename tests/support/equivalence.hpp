@@ -28,6 +28,7 @@ struct Case {
   int threads = 1;
   std::int64_t micro_batches = 4;  // of one replica
   std::string extra;               // more overrides, separated by ';'
+  std::string precision = "float32";
 
   std::int64_t ranks() const { return data * pipeline * tensor; }
   /// The one-rank run that it is held against: as many micro-batches in all.
@@ -43,7 +44,8 @@ struct Case {
   std::string name() const {
     return model + " data " + std::to_string(data) + " pipeline " + std::to_string(pipeline) + " tensor " +
            std::to_string(tensor) + " " + schedule + " threads " + std::to_string(threads) + " micro-batches " +
-           std::to_string(micro_batches) + (extra.empty() ? "" : " " + extra);
+           std::to_string(micro_batches) + (extra.empty() ? "" : " " + extra) +
+           (precision == "float32" ? "" : " " + precision);
   }
 };
 
@@ -83,6 +85,7 @@ inline std::vector<std::string> overrides(const Case& c, const std::string& dire
                                "parallel.tensor=" + std::to_string(c.tensor),
                                "parallel.schedule=" + c.schedule,
                                "training.micro_batches=" + std::to_string(c.micro_batches),
+                               "training.precision=" + c.precision,
                                "checkpoint.directory=" + directory};
   for (std::size_t begin = 0; begin < c.extra.size();) {
     const std::size_t end = std::min(c.extra.find(';', begin), c.extra.size());
@@ -173,9 +176,9 @@ inline std::vector<Case> layouts(std::int64_t ranks) {
     add(model, 1, 2, 1, "gpipe", 2, 4);
     add(model, 1, 2, 1, "1f1b", 1, 4, "parallel.split_backward=false");
     add(model, 1, 2, 1, "1f1b", 1, 1);
-    add(model, 1, 2, 1, "zb_h1", 1, 4);
-    add(model, 1, 3, 1, "zb_h1", 2, 6);
-    add(model, 1, 4, 1, "zb_h1", 1, 3);
+    add(model, 1, 2, 1, "zb-h1", 1, 4);
+    add(model, 1, 3, 1, "zb-h1", 2, 6);
+    add(model, 1, 4, 1, "zb-h1", 1, 3);
     add(model, 1, 3, 1, "1f1b", 1, 4, "parallel.partition=uniform");
     add(model, 1, 3, 1, "gpipe", 1, 2);
     add(model, 1, 4, 1, "1f1b", 2, 6);
@@ -193,7 +196,7 @@ inline std::vector<Case> layouts(std::int64_t ranks) {
     add(model, 1, 2, 3, "1f1b", 1, 4);
     add(model, 3, 2, 1, "1f1b", 1, 2);
     add(model, 2, 2, 2, "1f1b", 1, 2);
-    add(model, 2, 2, 2, "zb_h1", 1, 4);
+    add(model, 2, 2, 2, "zb-h1", 1, 4);
     add(model, 1, 4, 2, "1f1b", 1, 4);
     add(model, 2, 4, 1, "1f1b", 1, 3);
     add(model, 2, 4, 2, "1f1b", 1, 3);
@@ -212,6 +215,29 @@ inline std::vector<Case> layouts(std::int64_t ranks) {
   add("gpt dropout", 1, 3, 1, "gpipe", 2, 4);
   add("gpt dropout", 1, 1, 2, "1f1b", 1, 4);
   add("gpt dropout", 2, 2, 1, "1f1b", 1, 2);
+  return all;
+}
+
+/// The same promise in bfloat16.
+inline std::vector<Case> bfloat16_layouts(std::int64_t ranks) {
+  std::vector<Case> all;
+  const auto add = [&](const std::string& model, std::int64_t data, std::int64_t pipeline, std::int64_t tensor,
+                       const std::string& schedule, int threads, std::int64_t micro_batches,
+                       const std::string& extra = "") {
+    if (data * pipeline * tensor == ranks)
+      all.push_back({model, data, pipeline, tensor, schedule, threads, micro_batches, extra, "bfloat16"});
+  };
+  for (const std::string model : {"gpt tied", "gpt untied", "mlp", "sequential", "gpt dropout"}) {
+    add(model, 1, 1, 1, "1f1b", 3, 4);
+    add(model, 1, 2, 1, "1f1b", 1, 4);
+    add(model, 1, 2, 1, "gpipe", 2, 2, "parallel.split_backward=false");
+    add(model, 1, 4, 1, "1f1b", 1, 3, "parallel.partition=parameters");
+    add(model, 1, 1, 2, "1f1b", 1, 4);
+    add(model, 2, 1, 1, "1f1b", 1, 2);
+    add(model, 2, 2, 1, "1f1b", 1, 2);
+    add(model, 1, 2, 2, "gpipe", 1, 4);
+    add(model, 2, 2, 2, "1f1b", 1, 2);
+  }
   return all;
 }
 

@@ -14,7 +14,7 @@ enum class Activation { Gelu, Relu, Tanh, Sigmoid };
 enum class Loss { CrossEntropy, MeanSquaredError };
 enum class TaskKind { Classification, Regression };
 enum class Tokenizer { Byte, Char };
-enum class Precision { Float32 };
+enum class Precision { Float32, BFloat16 };
 enum class OptimizerType { Sgd, AdamW };
 enum class RateCurve { Constant, Linear, Cosine };
 enum class PartitionRule { Uniform, Parameters, Flops, Written };
@@ -132,8 +132,9 @@ struct Training {
   std::int64_t micro_batch_size = 0;
   std::int64_t sequence_length = 0;  // positions of a sample for text; 0: the model's context_length
   Loss loss = Loss::CrossEntropy;
-  double gradient_clip = 0.0;  // 0: none
-  Precision precision = Precision::Float32;
+  double gradient_clip = 0.0;                // 0: none
+  Precision precision = Precision::Float32;  // of matrix products; all else, and everything kept, is float32
+  bool bfloat16_emulation = false;           // on CPUs without the instructions: the same bits, slower; else refused
   std::uint64_t seed = 1;
   std::int64_t eval_every = 0;  // 0: only at the end
   double time_limit = 0;        // seconds; 0: none. Then finish the step, save and exit 75

@@ -9,6 +9,7 @@
 #include "trainer/core/tensor.hpp"
 #include "trainer/core/thread_pool.hpp"
 #include "trainer/model/graph.hpp"
+#include "trainer/ops/matmul.hpp"
 
 namespace trainer::ops {
 
@@ -85,7 +86,9 @@ class Operator {
 };
 
 /// The operator of a node with local sizes, for samples of up to `positions` rows; the node's name keys its random
-/// masks. One row a kind in src/ops/registry.cpp. Losses are not operators (see loss.hpp).
-std::unique_ptr<Operator> make_operator(const model::Node& node, std::int64_t positions);
+/// masks, and `precision` is that of its matrix products; everything else is float32. One row a kind in
+/// src/ops/registry.cpp. Losses are not operators (see loss.hpp).
+std::unique_ptr<Operator> make_operator(const model::Node& node, std::int64_t positions,
+                                        MatmulPrecision precision = MatmulPrecision::Float32);
 
 }  // namespace trainer::ops

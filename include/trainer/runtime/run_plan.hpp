@@ -44,6 +44,13 @@ struct RunPlan {
 /// Resolves, builds, cuts and schedules for `ranks`; verifies the schedules. Throws Error(Usage).
 RunPlan make_plan(config::Config config, std::int64_t ranks);
 
+/// What the operators of a run multiply in.
+ops::MatmulPrecision matmul_precision(const config::Config& config);
+
+/// Throws Error(Usage) where training.precision asks for bfloat16, the CPU has no instructions for it, and emulation
+/// was not asked for. For training; evaluation and generation emulate without asking.
+void require_precision(const config::Config& config);
+
 /// Which of a rank's groups lie on one node, so that they share memory.
 struct SharedGroups {
   bool data = true, pipeline = true, tensor = true;
@@ -62,6 +69,8 @@ struct MemoryPrediction {
   std::size_t communication = 0;  // staging of reductions, what is read of neighbours' gradients, remote tied gradients
   std::size_t data = 0;
   std::size_t fixed = 0;  // the process itself after MPI has started
+  /// What the run computes with; the rest of total() is what running it costs.
+  std::size_t live_set() const { return weights + gradients + optimizer + activations; }
   /// What is resident in this process. `elsewhere` of it is memory that another rank of the node has taken and counts
   /// too: of a node's ranks the sum of own() is what they take together.
   std::size_t total() const { return weights + gradients + optimizer + activations + communication + data + fixed; }

@@ -79,7 +79,8 @@ struct LayoutRequest {
   int threads = 1;
   bool training = true;         // false: forward only, nothing is kept
   bool split_backward = false;  // the table has I and W apart for this stage
-  bool with_loss = true;        // false: stop at the model's output, which stays readable in Scratch
+  ops::MatmulPrecision precision = ops::MatmulPrecision::Float32;
+  bool with_loss = true;  // false: stop at the model's output, which stays readable in Scratch
 };
 
 struct StageLayout {

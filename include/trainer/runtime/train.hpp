@@ -34,10 +34,19 @@ struct TrainOptions {
 
 struct RankMemory {
   double predicted = 0;  // bytes
-  double measured = 0;
+  double measured = 0;   // VmHWM less its value after MPI had started
+  double live_set = 0;   // MemoryPrediction::live_set
+  double process = 0;    // VmHWM
 };
 struct RankWaits {
   double receive = 0, send = 0, tensor = 0, gradients = 0;  // seconds
+};
+
+/// Seconds of one rank's passes over the schedule, a step's mean without the first step: what the simulator takes, and
+/// what there was.
+struct RankPass {
+  schedule::StageTimes compute{0, 0, 0};  // of one micro-batch; a joint backward is in backward_input
+  double whole = 0;                       // of a step, with waits
 };
 
 struct TrainResult {
@@ -51,6 +60,7 @@ struct TrainResult {
   std::string checkpoint;          // path of the last one written; empty: none
   std::vector<RankMemory> memory;  // [rank], on rank 0
   std::vector<RankWaits> waits;    // [rank], on rank 0
+  std::vector<RankPass> passes;    // [rank], on rank 0; empty after a single step
   std::string message;             // why the run ended other than Done
 };
 
