@@ -6,8 +6,10 @@
 #include <algorithm>
 #include <fstream>
 #include <iterator>
+#include <optional>
 
 #include "app.hpp"
+#include "trainer/schedule/automatic.hpp"
 
 namespace trainer::app {
 
@@ -21,7 +23,7 @@ std::string names() {
   for (const schedule::Generator& generator : schedule::generators()) {
     all += fmt::format("{}{}", all.empty() ? "" : ", ", generator.name);
   }
-  return all;
+  return all + " or auto";
 }
 
 [[noreturn]] void refuse(const std::string& what) { throw Error(ExitCode::Usage, "schedule: " + what); }
@@ -41,6 +43,26 @@ std::int64_t chunks_of(const schedule::Generator& generator, const config::Sched
                        generator.name, generator.chunks == 1 ? "one stage" : "two stages", ranks * generator.chunks));
   }
   return chunks;
+}
+
+/// Searches as long as tables of this size can be tried in a few seconds.
+schedule::Automatic made_for_times(const config::ScheduleCommand& command,
+                                   const std::vector<schedule::StageTimes>& times) {
+  constexpr std::int64_t kMost = std::int64_t{1} << 16;
+  constexpr std::int64_t kWork = 40'000'000;
+  schedule::AutomaticOptions options;
+  options.ranks = command.ranks > 0 ? command.ranks : command.stages;
+  options.micro_batches = command.micro_batches;
+  options.transfer = command.transfer;
+  options.most_held = command.most_held;
+  const std::int64_t forwards = command.stages * command.micro_batches;
+  if (command.stages % options.ranks != 0) {
+    refuse(fmt::format("--stages is {}; auto needs a multiple of the {} ranks", command.stages, options.ranks));
+  }
+  if (forwards > kMost) refuse(fmt::format("auto is for at most {} forwards; these are {}", kMost, forwards));
+  if (command.group > 0) refuse("--group does not go with auto");
+  options.tries = std::min(options.tries, kWork / (forwards * options.ranks));
+  return schedule::automatic(times, options);
 }
 
 Schedule made(const config::ScheduleCommand& command) {
@@ -155,8 +177,11 @@ ExitCode print_schedule(const config::ScheduleCommand& command) {
       throw Error(error.code(), what.starts_with(command.file) ? what : fmt::format("{}: {}", command.file, what));
     }
   }
-  const Schedule table = from_file ? read.schedule : made(command);
-  const std::vector<schedule::StageTimes> times = times_of(command, table.stages);
+  const std::vector<schedule::StageTimes> times = times_of(command, from_file ? read.schedule.stages : command.stages);
+  if (command.most_held > 0 && command.name != "auto") refuse("--most-held goes with --name auto only");
+  std::optional<schedule::Automatic> automatic;
+  if (command.name == "auto") automatic = made_for_times(command, times);
+  const Schedule table = from_file ? read.schedule : automatic ? automatic->schedule : made(command);
   if (from_file || command.verify) {
     require_valid(table, from_file ? &read : nullptr, from_file ? command.file : command.name);
   }
@@ -166,6 +191,10 @@ ExitCode print_schedule(const config::ScheduleCommand& command) {
   if (command.timed) {
     const schedule::Timing timing = schedule::simulate(table, times, command.transfer);
     text += fmt::format("step {:.10g}, bubble {:.2f}%\n", timing.step, 100 * timing.bubble());
+    if (automatic) {
+      text += fmt::format("found as: {}; no schedule takes less than {:.10g} (gap {:.2f}%)\n", automatic->origin,
+                          automatic->lower_bound, 100 * automatic->gap());
+    }
   }
   print(text.empty() ? schedule::to_step_csv(table) : text);
   return ExitCode::Done;

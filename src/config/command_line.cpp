@@ -58,6 +58,7 @@ constexpr const char* kScheduleExamples =
     "  trainer schedule --name interleaved --ranks 4 --stages 8 --micro-batches 8\n"
     "  trainer schedule --name zb-v --stages 8 --micro-batches 16 --draw\n"
     "  trainer schedule --name 1f1b --stages 4 --micro-batches 8 --forward 2 --backward-input 3 --transfer 0.1\n"
+    "  trainer schedule --name auto --stages 4 --micro-batches 8 --forward 1,2,2,3 --backward-input 1,2,2,3 --draw\n"
     "  trainer schedule --file schedule.csv --verify\n"
     "\nRuns by itself, without mpiexec. Columns of the printed table are steps; --file takes it back, and so does "
     "PyTorch.";
@@ -74,7 +75,7 @@ struct Texts {
   std::vector<std::string> overrides;
   std::vector<std::int64_t> token_list;
   std::string logits;
-  std::string name, file, stages, micro_batches, group, forward, backward_input, backward_weight, transfer;
+  std::string name, file, stages, micro_batches, group, most_held, forward, backward_input, backward_weight, transfer;
   bool split_backward = false, draw = false;
   bool dry_run = false, print_config = false, resume = false, overwrite = false, verify = false, json = false;
   bool help_keys = false;
@@ -129,12 +130,14 @@ struct Subcommands {
 
 CLI::App* add_schedule(CLI::App& app, Texts& t) {
   CLI::App* s = app.add_subcommand("schedule", "Print, check, draw and time a pipeline schedule");
-  add_text(s, "--name", t.name, "gpipe, 1f1b, interleaved, zb-h1, zb-h2, zb-v or dualpipe-v", "NAME");
+  add_text(s, "--name", t.name, "gpipe, 1f1b, interleaved, zb-h1, zb-h2, zb-v, dualpipe-v or auto (for the times)",
+           "NAME");
   add_text(s, "--file", t.file, "Or read one: CSV, a row a rank, cells 0F0 0B0 0I0 0W0 (PyTorch's format)", "FILE");
   add_text(s, "--stages", t.stages, "Pipeline stages, of all ranks together", "N");
   add_text(s, "--ranks", t.ranks, "Pipeline ranks; left out: the schedule's natural share of the stages", "N");
   add_text(s, "--micro-batches", t.micro_batches, "Micro-batches of a step", "N");
   add_text(s, "--group", t.group, "interleaved: micro-batches a stage takes in turn (default: ranks)", "N");
+  add_text(s, "--most-held", t.most_held, "auto: micro-batches of a stage that a rank may hold (default: any)", "N");
   s->add_flag("--split-backward", t.split_backward, "I and W in place of B where the schedule leaves it open");
   s->add_flag("--verify", t.verify, "Prove that it can run with finite buffers, or show why not");
   s->add_flag("--draw", t.draw, "Draw it over time");
@@ -330,7 +333,8 @@ Command schedule_command(const CLI::App& app, const Texts& t) {
     require(app, "--stages", t.stages, "4");
     require(app, "--micro-batches", t.micro_batches, "8");
   } else {
-    for (const char* option : {"--name", "--stages", "--ranks", "--micro-batches", "--group", "--split-backward"}) {
+    for (const char* option :
+         {"--name", "--stages", "--ranks", "--micro-batches", "--group", "--most-held", "--split-backward"}) {
       if (app.count(option) == 0) continue;
       throw Misuse{"schedule", fmt::format("{} does not go with --file: the file says it", option)};
     }
@@ -339,6 +343,7 @@ Command schedule_command(const CLI::App& app, const Texts& t) {
   c.ranks = number<std::int64_t>(app, "--ranks", t.ranks, 0, 1, kMost);
   c.micro_batches = number<std::int64_t>(app, "--micro-batches", t.micro_batches, 0, 1, kMost);
   c.group = number<std::int64_t>(app, "--group", t.group, 0, 1, kMost);
+  c.most_held = number<std::int64_t>(app, "--most-held", t.most_held, 0, 1, kMost);
   c.forward = numbers(app, "--forward", t.forward);
   c.backward_input = numbers(app, "--backward-input", t.backward_input);
   c.backward_weight = numbers(app, "--backward-weight", t.backward_weight);

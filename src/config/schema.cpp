@@ -337,7 +337,7 @@ void add_the_rest(Schema& s) {
        key("tensor", &P::tensor, 0, kMostParts, "ranks that share a layer; 0: follows"),
        key("schedule", &P::schedule, kSchedules, "order of a stage's work",
            {"interleaved_1f1b", "interleaved", "zb_h2", "zb_v", "zb-h2", "zb-v", "v_half", "v_min", "dualpipe_v",
-            "auto"}),
+            "dualpipe-v", "auto"}),
        key("split_backward", &P::split_backward, "sends the input's gradient before it computes the weights'"),
        partition_key("what stages balance, or the units of each stage")}};
   s.checkpoint = {"checkpoint",

@@ -57,7 +57,8 @@ struct ScheduleCommand {
   std::int64_t ranks = 0;  // 0: the schedule's natural share of the stages
   std::int64_t stages = 0;
   std::int64_t micro_batches = 0;
-  std::int64_t group = 0;  // 0: as many as ranks
+  std::int64_t group = 0;      // 0: as many as ranks
+  std::int64_t most_held = 0;  // auto: (stage, micro-batch) pairs a rank may hold; 0: any number
   bool split_backward = false;
   bool verify = false;
   bool draw = false;
