@@ -79,8 +79,9 @@ def table_row(row, own, peak):
     return result
 
 
-def peak_a_core(rows):
-    """FLOP/s of a core, the best that any run of the trainer measured; None without one."""
+def peak_a_core(rows, bfloat16=False):
+    """FLOP/s of a core, the best that any run of the trainer in that precision measured; None without one."""
+    rows = [row for row in rows if ("bfloat16" in row["key"]) == bfloat16]
     rates = [row["flops"] / job.facts["seconds_at_peak"] / row["cores"]
              for row in rows for job in row["ours"].values() if "seconds_at_peak" in job.facts]
     return max(rates, default=None)
