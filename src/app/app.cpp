@@ -32,6 +32,7 @@ void on_signal(int signal) {
 ExitCode run_alone(const config::Command& command) {
   if (const auto* c = std::get_if<config::ExportCommand>(&command)) return export_weights(*c);
   if (const auto* c = std::get_if<config::GenerateCommand>(&command)) return generate(*c);
+  if (const auto* c = std::get_if<config::ScheduleCommand>(&command)) return print_schedule(*c);
   return inspect(std::get<config::InspectCommand>(command));
 }
 

@@ -28,6 +28,7 @@ ExitCode evaluate(Context& context, const config::EvalCommand& command);
 ExitCode export_weights(const config::ExportCommand& command);
 ExitCode generate(const config::GenerateCommand& command);
 ExitCode inspect(const config::InspectCommand& command);
+ExitCode print_schedule(const config::ScheduleCommand& command);
 
 /// stdout that cannot be written. Only the rank that prints meets it, when the others have nothing left to do.
 class OutputError : public Error {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <optional>
 
 #include "app.hpp"
 #include "trainer/comm/shared_memory.hpp"
@@ -85,8 +86,66 @@ std::unique_ptr<Observer> make_observers(const config::Config& config, std::int6
   return observe::make_fan_out(std::move(all));
 }
 
-// The run's facts for people, on stdout, and for scripts in DIRECTORY/summary.json, beside the checkpoints where there
-// are any.
+// What the schedule allows with the stages' own times; nothing without a pipeline or after a single step.
+std::optional<schedule::Timing> simulated_pass(const runtime::RunPlan& plan, const runtime::TrainResult& result) {
+  if (plan.stages() == 1 || result.passes.empty()) return std::nullopt;
+  std::vector<schedule::StageTimes> times;
+  for (std::int64_t s = 0; s < plan.stages(); ++s) {
+    const std::int64_t rank = plan.mesh.rank({.data = 0, .pipeline = s, .tensor = 0});
+    times.push_back(result.passes[static_cast<std::size_t>(rank)].compute);
+  }
+  return schedule::simulate(plan.training, times);
+}
+
+std::string pipeline_report(const runtime::RunPlan& plan, const runtime::TrainResult& result,
+                            const schedule::Timing& simulated) {
+  double whole = 0;
+  std::string stages;
+  for (std::int64_t s = 0; s < plan.stages(); ++s) {
+    const std::int64_t rank = plan.mesh.rank({.data = 0, .pipeline = s, .tensor = 0});
+    const runtime::RankPass& pass = result.passes[static_cast<std::size_t>(rank)];
+    whole = std::max(whole, pass.whole);
+    stages += fmt::format("{}{:.1f} + {:.1f}", s == 0 ? "" : ", ", 1e3 * pass.compute.forward,
+                          1e3 * (pass.compute.backward_input + pass.compute.backward_weight));
+  }
+  return fmt::format(
+      "pipeline: {:.1f} ms a step, {:.1f} by the simulator from the stages' own times (bubble {:.1f}%); forward + "
+      "backward of a micro-batch, stage by stage: {} ms\n",
+      1e3 * whole, 1e3 * simulated.step, 100.0 * simulated.bubble(), stages);
+}
+
+// The run's facts for scripts, in DIRECTORY/summary.json beside the checkpoints where there are any.
+void write_summary(const runtime::RunPlan& plan, const runtime::TrainResult& result,
+                   const std::optional<schedule::Timing>& simulated) {
+  const std::string& checkpoints = plan.config.checkpoint.directory;
+  const std::string& directory = checkpoints.empty() ? plan.config.logging.directory : checkpoints;
+  if (directory.empty()) return;
+  observe::RunSummary facts;
+  facts.first_step = result.first_step;
+  facts.last_step = result.last_step;
+  facts.loss = result.loss;
+  facts.validation_loss = result.validation_loss;
+  facts.accuracy = result.accuracy;
+  facts.seconds = result.seconds;
+  facts.exit_code = static_cast<int>(result.code);
+  for (std::size_t r = 0; r < result.memory.size(); ++r) {
+    const runtime::RankMemory& memory = result.memory[r];
+    facts.memory.push_back({static_cast<int>(r), memory.predicted, memory.measured, memory.live_set, memory.process});
+  }
+  for (std::size_t r = 0; r < result.passes.size(); ++r) {
+    const auto& [compute, whole] = result.passes[r];
+    facts.passes.push_back(
+        {static_cast<int>(r), compute.forward, compute.backward_input, compute.backward_weight, whole});
+  }
+  if (simulated) facts.simulated_pass = simulated->step;
+  try {
+    storage::real_file_system().write_text(directory + "/summary.json", observe::to_json(facts));
+  } catch (const Error& error) {
+    note(fmt::format("warning: {}\n", error.what()));
+  }
+}
+
+// The run's facts for people, on stdout, and for scripts.
 void report(const runtime::RunPlan& plan, const runtime::TrainResult& result) {
   const auto steps = static_cast<double>(result.last_step - result.first_step + 1);
   if (steps == 0) {
@@ -109,27 +168,10 @@ void report(const runtime::RunPlan& plan, const runtime::TrainResult& result) {
                     observe::format_table({"rank", "place", "memory since start: predicted", "measured",
                                            "wait ms/step: receive", "send", "tensor", "gradients"},
                                           rows)));
+  const std::optional<schedule::Timing> simulated = simulated_pass(plan, result);
+  if (simulated) print(pipeline_report(plan, result, *simulated));
   if (!result.checkpoint.empty()) print(fmt::format("checkpoint: {}\n", result.checkpoint));
-  const std::string& checkpoints = plan.config.checkpoint.directory;
-  const std::string& directory = checkpoints.empty() ? plan.config.logging.directory : checkpoints;
-  if (directory.empty()) return;
-  observe::RunSummary facts;
-  facts.first_step = result.first_step;
-  facts.last_step = result.last_step;
-  facts.loss = result.loss;
-  facts.validation_loss = result.validation_loss;
-  facts.accuracy = result.accuracy;
-  facts.seconds = result.seconds;
-  facts.exit_code = static_cast<int>(result.code);
-  for (std::size_t r = 0; r < result.memory.size(); ++r) {
-    const runtime::RankMemory& memory = result.memory[r];
-    facts.memory.push_back({static_cast<int>(r), memory.predicted, memory.measured, memory.live_set, memory.process});
-  }
-  try {
-    storage::real_file_system().write_text(directory + "/summary.json", observe::to_json(facts));
-  } catch (const Error& error) {
-    note(fmt::format("warning: {}\n", error.what()));
-  }
+  write_summary(plan, result, simulated);
 }
 
 // Ranks to plan for without starting them: --ranks, or what the written mesh multiplies to.

@@ -53,6 +53,14 @@ constexpr const char* kInspectExamples =
     "Examples:\n"
     "  trainer inspect --checkpoint runs/gpt\n"
     "  trainer inspect --checkpoint runs/gpt --verify\n";
+constexpr const char* kScheduleExamples =
+    "Examples:\n"
+    "  trainer schedule --name interleaved --ranks 4 --stages 8 --micro-batches 8\n"
+    "  trainer schedule --name zb-v --stages 8 --micro-batches 16 --draw\n"
+    "  trainer schedule --name 1f1b --stages 4 --micro-batches 8 --forward 2 --backward-input 3 --transfer 0.1\n"
+    "  trainer schedule --file schedule.csv --verify\n"
+    "\nRuns by itself, without mpiexec. Columns of the printed table are steps; --file takes it back, and so does "
+    "PyTorch.";
 
 /// A command line that cannot be followed; `where` is "" or the subcommand.
 struct Misuse {
@@ -66,6 +74,8 @@ struct Texts {
   std::vector<std::string> overrides;
   std::vector<std::int64_t> token_list;
   std::string logits;
+  std::string name, file, stages, micro_batches, group, forward, backward_input, backward_weight, transfer;
+  bool split_backward = false, draw = false;
   bool dry_run = false, print_config = false, resume = false, overwrite = false, verify = false, json = false;
   bool help_keys = false;
 };
@@ -114,8 +124,27 @@ void add_checkpoint(CLI::App* app, Texts& t) {
 }
 
 struct Subcommands {
-  CLI::App *export_, *generate, *eval, *inspect;
+  CLI::App *export_, *generate, *eval, *inspect, *schedule;
 };
+
+CLI::App* add_schedule(CLI::App& app, Texts& t) {
+  CLI::App* s = app.add_subcommand("schedule", "Print, check, draw and time a pipeline schedule");
+  add_text(s, "--name", t.name, "gpipe, 1f1b, interleaved, zb-h1, zb-h2, zb-v or dualpipe-v", "NAME");
+  add_text(s, "--file", t.file, "Or read one: CSV, a row a rank, cells 0F0 0B0 0I0 0W0 (PyTorch's format)", "FILE");
+  add_text(s, "--stages", t.stages, "Pipeline stages, of all ranks together", "N");
+  add_text(s, "--ranks", t.ranks, "Pipeline ranks; left out: the schedule's natural share of the stages", "N");
+  add_text(s, "--micro-batches", t.micro_batches, "Micro-batches of a step", "N");
+  add_text(s, "--group", t.group, "interleaved: micro-batches a stage takes in turn (default: ranks)", "N");
+  s->add_flag("--split-backward", t.split_backward, "I and W in place of B where the schedule leaves it open");
+  s->add_flag("--verify", t.verify, "Prove that it can run with finite buffers, or show why not");
+  s->add_flag("--draw", t.draw, "Draw it over time");
+  add_text(s, "--forward", t.forward, "Time of F of a stage, or a list with one for each; then time the step", "X");
+  add_text(s, "--backward-input", t.backward_input, "Time of I (default 1)", "X");
+  add_text(s, "--backward-weight", t.backward_weight, "Time of W (default 1)", "X");
+  add_text(s, "--transfer", t.transfer, "Time of a message (default 0)", "X");
+  s->footer(kScheduleExamples);
+  return s;
+}
 
 Subcommands add_subcommands(CLI::App& app, Texts& t) {
   Subcommands s;
@@ -153,6 +182,7 @@ Subcommands add_subcommands(CLI::App& app, Texts& t) {
   s.inspect->add_flag("--verify", t.verify, "Read everything and check the sums");
   s.inspect->add_flag("--json", t.json, "Print one JSON object");
   s.inspect->footer(std::string(kInspectExamples) + kWithoutMpiexec);
+  s.schedule = add_schedule(app, t);
   return s;
 }
 
@@ -189,7 +219,8 @@ void refuse_unknown(const CLI::App& app, const CLI::App& main) {
   if (word.size() > 5 && word.substr(word.size() - 5) == ".json") {
     throw Misuse{"", fmt::format("unexpected word \"{0}\"; a configuration is given as --config {0}", word)};
   }
-  throw Misuse{"", fmt::format("unknown subcommand \"{}\"; there are export, generate, eval and inspect", word)};
+  throw Misuse{"",
+               fmt::format("unknown subcommand \"{}\"; there are export, generate, eval, inspect and schedule", word)};
 }
 
 void require(const CLI::App& app, const char* option, const std::string& text, const char* example) {
@@ -273,6 +304,50 @@ Command inspect_command(const CLI::App& app, const Texts& t) {
   return InspectCommand{t.checkpoint, t.verify, t.json};
 }
 
+/// "1.5" or "1,2,1.5".
+std::vector<double> numbers(const CLI::App& app, const char* option, const std::string& text) {
+  std::vector<double> all;
+  if (app.count(option) == 0) return all;
+  for (std::size_t at = 0; at <= text.size();) {
+    const std::size_t end = std::min(text.find(',', at), text.size());
+    all.push_back(number(app, option, text.substr(at, end - at), 0.0, 0.0, 1e9));
+    at = end + 1;
+  }
+  return all;
+}
+
+Command schedule_command(const CLI::App& app, const Texts& t) {
+  constexpr std::int64_t kMost = 1 << 20;
+  ScheduleCommand c;
+  c.name = t.name;
+  c.file = t.file;
+  c.split_backward = t.split_backward;
+  c.verify = t.verify;
+  c.draw = t.draw;
+  if (c.file.empty()) {
+    if (app.count("--file") > 0) throw Misuse{"schedule", "--file is empty; for example --file schedule.csv"};
+    require(app, "--name", t.name, "1f1b");
+    require(app, "--stages", t.stages, "4");
+    require(app, "--micro-batches", t.micro_batches, "8");
+  } else {
+    for (const char* option : {"--name", "--stages", "--ranks", "--micro-batches", "--group", "--split-backward"}) {
+      if (app.count(option) == 0) continue;
+      throw Misuse{"schedule", fmt::format("{} does not go with --file: the file says it", option)};
+    }
+  }
+  c.stages = number<std::int64_t>(app, "--stages", t.stages, 0, 1, kMost);
+  c.ranks = number<std::int64_t>(app, "--ranks", t.ranks, 0, 1, kMost);
+  c.micro_batches = number<std::int64_t>(app, "--micro-batches", t.micro_batches, 0, 1, kMost);
+  c.group = number<std::int64_t>(app, "--group", t.group, 0, 1, kMost);
+  c.forward = numbers(app, "--forward", t.forward);
+  c.backward_input = numbers(app, "--backward-input", t.backward_input);
+  c.backward_weight = numbers(app, "--backward-weight", t.backward_weight);
+  c.transfer = number(app, "--transfer", t.transfer, 0.0, 0.0, 1e9);
+  c.timed =
+      !c.forward.empty() || !c.backward_input.empty() || !c.backward_weight.empty() || app.count("--transfer") > 0;
+  return c;
+}
+
 /// A subcommand's options stand after it: what stands before belongs to training and would have no effect.
 void refuse_training_options(const CLI::App& app, const CLI::App& subcommand) {
   for (const CLI::Option* option : app.get_options()) {
@@ -297,6 +372,7 @@ Command read(CLI::App& app, const Subcommands& subcommands, Texts& texts) {
   if (chosen[0] == subcommands.export_) return export_command(*chosen[0], texts);
   if (chosen[0] == subcommands.generate) return generate_command(*chosen[0], texts);
   if (chosen[0] == subcommands.eval) return eval_command(*chosen[0], texts);
+  if (chosen[0] == subcommands.schedule) return schedule_command(*chosen[0], texts);
   return inspect_command(*chosen[0], texts);
 }
 

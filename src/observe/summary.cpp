@@ -20,6 +20,15 @@ std::string to_json(const RunSummary& summary) {
                                    {"live_set", m.live_set},
                                    {"process", m.process}});
   }
+  json["passes"] = Json::array();
+  for (const RunSummary::Pass& p : summary.passes) {
+    json["passes"].push_back({{"rank", p.rank},
+                              {"forward", p.forward},
+                              {"backward_input", p.backward_input},
+                              {"backward_weight", p.backward_weight},
+                              {"whole", p.whole}});
+  }
+  if (summary.simulated_pass) json["simulated_pass"] = *summary.simulated_pass;
   return json.dump(2) + "\n";
 }
 

@@ -15,7 +15,6 @@ struct Pairs {
   static constexpr int kLanes = 16;
   static constexpr int kRows = 14;
   static constexpr int kVectors = 2;
-  static constexpr int kStepA = 16;
 
   static __mmask16 mask(std::int64_t part) { return static_cast<__mmask16>((1U << part) - 1U); }
   static Type zero() { return _mm512_setzero_ps(); }

@@ -1,6 +1,7 @@
 #include "trainer/runtime/executor.hpp"
 
 #include <algorithm>
+#include <chrono>
 
 #include "trainer/core/error.hpp"
 
@@ -10,6 +11,21 @@ namespace {
 
 using schedule::Action;
 using schedule::ActionKind;
+
+using Clock = std::chrono::steady_clock;
+
+// Adds the time of its life.
+class Stopwatch {
+ public:
+  explicit Stopwatch(double& sum) : sum_(sum) {}
+  ~Stopwatch() { sum_ += std::chrono::duration<double>(Clock::now() - begin_).count(); }
+  Stopwatch(const Stopwatch&) = delete;
+  Stopwatch& operator=(const Stopwatch&) = delete;
+
+ private:
+  double& sum_;
+  Clock::time_point begin_ = Clock::now();
+};
 
 enum class Direction { Forward = 0, Backward = 1 };
 
@@ -172,6 +188,7 @@ void Executor::drain(Sender& sender) {
 }
 
 void Executor::forward(const BatchSource& batches, const PassRequest& request, std::int32_t micro_batch) {
+  const Stopwatch watch(compute_.forward);
   const Frame frame = frame_of(micro_batch);
   const auto m = static_cast<std::size_t>(micro_batch);
   if (std::byte* input = at(frame, layout_.data_input)) {
@@ -189,18 +206,35 @@ void Executor::forward(const BatchSource& batches, const PassRequest& request, s
       {.scale = static_cast<float>(request.loss_scale), .count_hits = request.count_hits, .valid = valid_.data()});
 }
 
+void Executor::backward(const Action& action, const BatchSource& batches, const PassRequest& request,
+                        GradientSync* sync) {
+  const std::int32_t m = action.micro_batch.value;
+  const bool weights = action.kind != ActionKind::BackwardInput;
+  if (action.kind != ActionKind::BackwardWeight) reserve(backward_sender_, m);
+  if (weights && sync != nullptr) {
+    const bool last = m == static_cast<std::int32_t>(schedule_.micro_batches - 1);
+    runner_.weight_done = nullptr;
+    if (last) runner_.weight_done = [sync](NodeId node) { sync->weight_done(node); };
+  }
+  const Stopwatch watch(action.kind == ActionKind::BackwardWeight ? compute_.backward_weight : compute_.backward_input);
+  const Frame frame = frame_of(m);
+  const ops::MicroBatch batch = batch_of(batches, request, m);
+  if (action.kind == ActionKind::Backward) {
+    runner_.backward(frame, batch, m != 0);
+  } else if (weights) {
+    runner_.backward_weight(frame, batch, m != 0);
+  } else {
+    runner_.backward_input(frame, batch);
+  }
+}
+
 PassResult Executor::run(const BatchSource& batches, const PassRequest& request, GradientSync* sync) {
+  const Stopwatch watch(pass_);
   std::fill(losses_.begin(), losses_.end(), LossResult{});
   forward_receiver_.posted = backward_receiver_.posted = 0;
   forward_sender_.produced = backward_sender_.produced = 0;
   post_next(forward_receiver_);
   post_next(backward_receiver_);
-  const auto last = static_cast<std::int32_t>(schedule_.micro_batches - 1);
-  const auto weights_of = [&](std::int32_t m) {
-    if (sync == nullptr) return;
-    runner_.weight_done = nullptr;
-    if (m == last) runner_.weight_done = [sync](NodeId node) { sync->weight_done(node); };
-  };
   for (const Action& action : schedule_.ranks[static_cast<std::size_t>(schedule_.rank_of_stage[stage_.index()])]) {
     const std::int32_t m = action.micro_batch.value;
     switch (action.kind) {
@@ -218,17 +252,9 @@ PassResult Executor::run(const BatchSource& batches, const PassRequest& request,
         receive(backward_receiver_, m);
         break;
       case ActionKind::Backward:
-        reserve(backward_sender_, m);
-        weights_of(m);
-        runner_.backward(frame_of(m), batch_of(batches, request, m), m != 0);
-        break;
       case ActionKind::BackwardInput:
-        reserve(backward_sender_, m);
-        runner_.backward_input(frame_of(m), batch_of(batches, request, m));
-        break;
       case ActionKind::BackwardWeight:
-        weights_of(m);
-        runner_.backward_weight(frame_of(m), batch_of(batches, request, m), m != 0);
+        backward(action, batches, request, sync);
         break;
       case ActionKind::SendBackward:
         send(backward_sender_, m);

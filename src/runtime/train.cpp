@@ -94,6 +94,7 @@ class Run {
     const Worker::Waits waited = worker_.waits();
     const StepOutcome outcome = worker_.step(step, wants_stop(started));
     add_waits(waited, worker_.waits());
+    if (result_.seconds == 0) first_pass_ = worker_.pass_times();
     const std::int64_t after = options_.allocations ? options_.allocations() : 0;
     const double seconds = seconds_since(begin);
     result_.loss = outcome.loss;
@@ -162,6 +163,7 @@ class Run {
       result_.memory.push_back({of[0], of[1], of[2], of[3]});
       result_.waits.push_back({of[4], of[5], of[6], of[7]});
     }
+    gather_passes();
     result_.checkpoint = saver_.last_path();
     if (saver_.failed()) {
       result_.code = ExitCode::Storage;
@@ -177,6 +179,24 @@ class Run {
     }
   }
 
+  void gather_passes() {
+    const auto steps = static_cast<double>(result_.last_step - result_.first_step);  // but the first
+    if (steps < 1) return;
+    const Worker::PassTimes now = worker_.pass_times();
+    const double micro_batches = steps * static_cast<double>(plan_.training.micro_batches);
+    const std::array<double, 4> own{(now.compute.forward - first_pass_.compute.forward) / micro_batches,
+                                    (now.compute.backward_input - first_pass_.compute.backward_input) / micro_batches,
+                                    (now.compute.backward_weight - first_pass_.compute.backward_weight) / micro_batches,
+                                    (now.whole - first_pass_.whole) / steps};
+    std::vector<double> all(own.size() * static_cast<std::size_t>(world_.size()), 0.0);
+    const auto mine = static_cast<std::ptrdiff_t>(own.size()) * world_.rank();
+    std::copy(own.begin(), own.end(), all.begin() + mine);
+    world_.sum(all);
+    for (const double* of = all.data(); of < all.data() + all.size(); of += own.size()) {
+      result_.passes.push_back({{of[0], of[1], of[2]}, of[3]});
+    }
+  }
+
   comm::Communicator& world_;
   const RunPlan& plan_;
   const storage::Dataset& data_;
@@ -188,6 +208,7 @@ class Run {
   const double step_flops_ = step_flops(plan_);
   std::unique_ptr<Observer> observer_;
   Worker::Waits waits_;
+  Worker::PassTimes first_pass_;
   bool limit_reached_ = false;
   TrainResult result_;
 };

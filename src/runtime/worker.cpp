@@ -313,4 +313,8 @@ Worker::Waits Worker::waits() const {
   return waits;
 }
 
+Worker::PassTimes Worker::pass_times() const {
+  return {training_->executor->compute_seconds(), training_->executor->pass_seconds()};
+}
+
 }  // namespace trainer::runtime

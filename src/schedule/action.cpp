@@ -1,4 +1,4 @@
-// Actions and tables as text: "2F0" and back, and a table as comma-separated rows.
+// Actions as text: "2F0" and back.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -56,18 +56,6 @@ std::optional<Action> parse_action(std::string_view text) {
   }
   if (!text.empty()) return std::nullopt;
   return action;
-}
-
-std::string to_csv(const Schedule& schedule) {
-  std::string csv;
-  for (const std::vector<Action>& row : schedule.ranks) {
-    for (std::size_t i = 0; i < row.size(); ++i) {
-      if (i > 0) csv += ',';
-      csv += to_string(row[i]);
-    }
-    csv += '\n';
-  }
-  return csv;
 }
 
 }  // namespace trainer::schedule

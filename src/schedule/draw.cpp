@@ -95,7 +95,7 @@ std::string draw(const Schedule& schedule, const std::vector<StageTimes>& times)
     internal_error(fmt::format("{} stage times for a schedule of {} stages", times.size(), schedule.stages));
   }
   const Schedule table = has_communication(schedule) ? schedule : add_communication(schedule);
-  if (std::optional<std::string> fault = structural_fault(table)) return *fault + "\n";
+  if (std::optional<Violation> fault = structural_fault(table)) return fault->message + "\n";
   return Drawing(table, times).text();
 }
 

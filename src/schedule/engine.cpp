@@ -5,10 +5,13 @@
 
 namespace trainer::schedule {
 
-Engine::Engine(const Schedule& schedule, const std::vector<StageTimes>& times, double transfer)
+Engine::Engine(const Schedule& schedule, const std::vector<StageTimes>& times, double transfer, bool keep_starts,
+               Buffers buffers)
     : schedule_(schedule),
       times_(times),
       transfer_(transfer),
+      keep_starts_(keep_starts),
+      buffers_(buffers),
       channels_(schedule),
       position_(schedule.ranks.size(), 0),
       clock_(schedule.ranks.size(), 0),
@@ -18,8 +21,10 @@ Engine::Engine(const Schedule& schedule, const std::vector<StageTimes>& times, d
       produced_(static_cast<std::size_t>(channels_.count()), 0),
       ring_(static_cast<std::size_t>(channels_.count() * kSendSlots), 0),
       is_awake_(schedule.ranks.size(), false) {
-  starts_.reserve(schedule.ranks.size());
-  for (const std::vector<Action>& row : schedule.ranks) starts_.emplace_back().reserve(row.size());
+  if (keep_starts) {
+    starts_.reserve(schedule.ranks.size());
+    for (const std::vector<Action>& row : schedule.ranks) starts_.emplace_back().reserve(row.size());
+  }
   link_receives();
 }
 
@@ -70,11 +75,11 @@ void Engine::advance(std::size_t rank) {
 void Engine::perform(std::size_t rank, const Action& action, const Gate& gate) {
   const double ready = std::max(clock_[rank], gate.time);
   if (is_receive(action.kind)) {
-    starts_[rank].push_back(clock_[rank]);
+    if (keep_starts_) starts_[rank].push_back(clock_[rank]);
     clock_[rank] = ready;
     return receive(rank, action);
   }
-  starts_[rank].push_back(ready);
+  if (keep_starts_) starts_[rank].push_back(ready);
   clock_[rank] = ready + duration(action);
   if (is_compute(action.kind)) return compute(rank, action);
   if (is_send(action.kind)) {
@@ -88,8 +93,9 @@ void Engine::compute(std::size_t rank, const Action& action) {
   const std::int64_t out = channels_.output(action);
   if (out == Channels::kNone) return;
   const std::size_t message = channels_.message(out, action.micro_batch);
-  if (!channels_.crosses(out)) {
-    sent_[message] = clock_[rank];
+  if (!by_message(out)) {
+    sent_[message] = clock_[rank] + (channels_.crosses(out) ? transfer_ : 0);
+    if (channels_.crosses(out)) wake(channels_.receiver_rank(out));
     return;
   }
   ring_[ring_entry(out)] = message;
@@ -116,13 +122,13 @@ Gate Engine::gate(std::size_t rank) const {
 Gate Engine::compute_gate(const Action& action) const {
   double time = 0;
   const std::int64_t in = channels_.input(action);
-  if (in != Channels::kNone && !channels_.crosses(in)) {
+  if (in != Channels::kNone && !by_message(in)) {
     const std::size_t message = channels_.message(in, action.micro_batch);
     if (sent_[message] == kUnknown) return {Obstacle::NotProduced, message, 0};
     time = sent_[message];
   }
   const std::int64_t out = channels_.output(action);
-  if (!channels_.crosses(out) || produced_[static_cast<std::size_t>(out)] < kSendSlots) {
+  if (!by_message(out) || produced_[static_cast<std::size_t>(out)] < kSendSlots) {
     return {Obstacle::None, 0, time};
   }
   const std::size_t held = ring_[ring_entry(out)];

@@ -26,11 +26,18 @@ struct Gate {
   double time = 0;          // None: the earliest time that it lets the action run (a receive: end)
 };
 
+/// What the executor has to hold values in.
+enum class Buffers : std::uint8_t {
+  Executor,  // send rings and posted receives, as assign_slots states them
+  Unlimited  // every value is kept where it is made and waits for whoever needs it; the table has compute actions only
+};
+
 /// Runs a table whose structure is sound (structural_fault). The schedule must outlive it.
 class Engine {
  public:
-  /// `times`: one entry a stage.
-  Engine(const Schedule& schedule, const std::vector<StageTimes>& times, double transfer);
+  /// `times`: one entry a stage. Without `keep_starts`, starts() is empty and memory is that of the messages only.
+  Engine(const Schedule& schedule, const std::vector<StageTimes>& times, double transfer, bool keep_starts = true,
+         Buffers buffers = Buffers::Executor);
 
   /// Advances all ranks until none can move.
   void run();
@@ -42,11 +49,15 @@ class Engine {
   double clock(std::size_t rank) const { return clock_[rank]; }
   double duration(const Action& action) const;
   std::vector<std::vector<double>>& starts() { return starts_; }
+  /// When the value of a message was there to be sent; only for those that were.
+  double sent(std::size_t message) const { return sent_[message]; }
   const Channels& channels() const { return channels_; }
 
  private:
   static constexpr double kUnknown = -1;
 
+  /// Whether the channel's values are handed over by messages of the table.
+  bool by_message(std::int64_t channel) const { return buffers_ == Buffers::Executor && channels_.crosses(channel); }
   void link_receives();
   void advance(std::size_t rank);
   void perform(std::size_t rank, const Action& action, const Gate& gate);
@@ -61,6 +72,8 @@ class Engine {
   const Schedule& schedule_;
   const std::vector<StageTimes>& times_;
   double transfer_;
+  bool keep_starts_;
+  Buffers buffers_;
   Channels channels_;
   std::vector<std::size_t> position_;        // [rank]
   std::vector<double> clock_;                // [rank]

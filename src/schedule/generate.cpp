@@ -1,4 +1,4 @@
-// The generators: published orders of compute actions, one stage a rank.
+// The generators with one stage a rank: published orders of compute actions.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -14,6 +14,7 @@ Schedule empty_table(const PipelineShape& shape) {
     internal_error(fmt::format("a pipeline of {} stages and {} micro-batches; both must be at least 1", shape.stages,
                                shape.micro_batches));
   }
+  if (shape.chunks != 1) internal_error(fmt::format("{} stages a rank in a schedule for one", shape.chunks));
   Schedule schedule;
   schedule.stages = shape.stages;
   schedule.micro_batches = shape.micro_batches;
@@ -25,8 +26,8 @@ Schedule empty_table(const PipelineShape& shape) {
 /// Appends to the row of one stage, which is also its rank.
 class RowWriter {
  public:
-  RowWriter(const PipelineShape& shape, std::int64_t stage, std::vector<Action>& row)
-      : stage_(stage), split_(shape.split_backward && stage > 0), row_(row) {
+  RowWriter(const PipelineShape& shape, std::int64_t stage, std::vector<Action>& row, bool all_split = false)
+      : stage_(stage), split_(shape.split_backward && (stage > 0 || all_split)), row_(row) {
     row_.reserve(static_cast<std::size_t>(shape.micro_batches) * (split_ ? 3 : 2));
   }
 
@@ -94,6 +95,30 @@ Schedule zero_bubble_h1(const PipelineShape& shape) {
       if (forwards == shape.micro_batches) row.backward_weight(weights++);
     }
     while (weights < shape.micro_batches) row.backward_weight(weights++);
+  }
+  return schedule;
+}
+
+Schedule zero_bubble_h2(const PipelineShape& shape) {
+  if (!shape.split_backward) internal_error("ZB-H2 with a joint backward");
+  Schedule schedule = empty_table(shape);
+  const std::int64_t m = shape.micro_batches;
+  for (std::int64_t s = 0; s < shape.stages; ++s) {
+    RowWriter row(shape, s, schedule.ranks[static_cast<std::size_t>(s)], /*all_split=*/true);
+    std::int64_t forwards = 0;
+    std::int64_t weights = 0;
+    const std::int64_t most = 2 * shape.stages - 1;  // held
+    const std::int64_t warm_up = std::min(2 * (shape.stages - s) - 2, m);
+    while (forwards < warm_up) row.forward(forwards++);
+    for (std::int64_t i = 0; i < m; ++i) {
+      if (forwards < m) {
+        if (forwards - weights >= most) row.backward_weight(weights++);
+        row.forward(forwards++);
+      }
+      row.backward_input(i);
+      if (forwards == m) row.backward_weight(weights++);
+    }
+    while (weights < m) row.backward_weight(weights++);
   }
   return schedule;
 }

@@ -12,8 +12,8 @@ namespace trainer::schedule {
 namespace {
 
 Timing run(const Schedule& schedule, const std::vector<StageTimes>& times, double transfer) {
-  if (std::optional<std::string> fault = structural_fault(schedule)) {
-    internal_error("the schedule to simulate is not valid: " + *fault);
+  if (std::optional<Violation> fault = structural_fault(schedule)) {
+    internal_error("the schedule to simulate is not valid: " + fault->message);
   }
   Engine engine(schedule, times, transfer);
   engine.run();

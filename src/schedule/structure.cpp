@@ -13,29 +13,32 @@ namespace trainer::schedule {
 namespace {
 
 constexpr std::int32_t kMissing = -1;
-using Fault = std::optional<std::string>;
+using Fault = std::optional<Violation>;
 
 std::string where(std::int64_t position, std::int64_t rank) {
   return fmt::format("action {} of rank {}", position, rank);
 }
 
+Violation whole(std::string sentence) { return {std::move(sentence), -1, -1}; }
+
 Fault shape_fault(const Schedule& s) {
   constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
   if (s.stages < 1 || s.micro_batches < 1 || s.stages > kMost / 2 || s.micro_batches > kMost) {
-    return fmt::format("the table is for {} stages and {} micro-batches; both must be at least 1", s.stages,
-                       s.micro_batches);
+    return whole(fmt::format("the table is for {} stages and {} micro-batches; both must be at least 1", s.stages,
+                             s.micro_batches));
   }
   if (static_cast<std::int64_t>(s.rank_of_stage.size()) != s.stages) {
-    return fmt::format("rank_of_stage has {} entries for {} stages", s.rank_of_stage.size(), s.stages);
+    return whole(fmt::format("rank_of_stage has {} entries for {} stages", s.rank_of_stage.size(), s.stages));
   }
   for (std::size_t stage = 0; stage < s.rank_of_stage.size(); ++stage) {
     const std::int32_t rank = s.rank_of_stage[stage];
     if (rank < 0 || static_cast<std::size_t>(rank) >= s.ranks.size()) {
-      return fmt::format("stage {} is on rank {}, but the table has {} rows", stage, rank, s.ranks.size());
+      return whole(fmt::format("stage {} is on rank {}, but the table has {} rows", stage, rank, s.ranks.size()));
     }
   }
   for (std::size_t r = 0; r < s.ranks.size(); ++r) {
-    if (s.ranks[r].size() > static_cast<std::size_t>(kMost)) return fmt::format("the row of rank {} is too long", r);
+    if (s.ranks[r].size() > static_cast<std::size_t>(kMost))
+      return whole(fmt::format("the row of rank {} is too long", r));
   }
   return std::nullopt;
 }
@@ -69,16 +72,18 @@ class Table {
     return schedule_.ranks[static_cast<std::size_t>(rank)][static_cast<std::size_t>(position)];
   }
   /// The sentence with the line of the grid that it is about.
-  std::string at(std::string sentence, std::int32_t rank, std::int32_t position) const {
-    return sentence + "\n" + excerpt(schedule_, static_cast<std::size_t>(rank), static_cast<std::size_t>(position));
+  Violation at(std::string sentence, std::int32_t rank, std::int32_t position) const {
+    sentence += "\n" + excerpt(schedule_, static_cast<std::size_t>(rank), static_cast<std::size_t>(position));
+    return {std::move(sentence), rank, position};
   }
 
   /// The same for an action that is missing: the line around the micro-batch before, or the row's first actions.
-  std::string near(std::string sentence, const std::vector<std::int32_t>& places, StageId stage, MicroBatchId i) const {
+  Violation near(std::string sentence, const std::vector<std::int32_t>& places, StageId stage, MicroBatchId i) const {
     const std::int32_t before = i.value > 0 ? places[channels_.cell(stage, i) - 1] : kMissing;
-    return sentence + "\n" +
-           excerpt(schedule_, static_cast<std::size_t>(rank_of(stage)), static_cast<std::size_t>(std::max(before, 0)),
-                   false);
+    const std::int32_t rank = rank_of(stage);
+    sentence += "\n" + excerpt(schedule_, static_cast<std::size_t>(rank), static_cast<std::size_t>(std::max(before, 0)),
+                               /*marked=*/false);
+    return {std::move(sentence), rank, kMissing};
   }
 
   template <class Visit>  // Fault visit(action, rank, position)
@@ -227,7 +232,8 @@ class Table {
       const std::int32_t rank = rank_of(stage);
       const std::string name = to_string({stage, ActionKind::ReduceGradients, MicroBatchId()});
       if (reduction_[s] == kMissing) {
-        return fmt::format("{} is missing from rank {}, while other stages have theirs", name, rank);
+        return Violation{fmt::format("{} is missing from rank {}, while other stages have theirs", name, rank), rank,
+                         kMissing};
       }
       const std::int32_t last = weight_gradient_[channels_.cell(stage, MicroBatchId(schedule_.micro_batches - 1))];
       if (reduction_[s] > last) continue;
@@ -319,7 +325,7 @@ class Table {
 
 }  // namespace
 
-std::optional<std::string> structural_fault(const Schedule& schedule) {
+std::optional<Violation> structural_fault(const Schedule& schedule) {
   if (Fault f = shape_fault(schedule)) return f;
   return Table(schedule).fault();
 }

@@ -10,7 +10,7 @@
 namespace trainer::schedule {
 
 /// The first broken promise of verify() short of deadlock, as a person reads it; nullopt: sound.
-std::optional<std::string> structural_fault(const Schedule& schedule);
+std::optional<Violation> structural_fault(const Schedule& schedule);
 
 /// A line of the grid: the rank's actions around a position, that one in brackets if `marked`, indented by two.
 std::string excerpt(const Schedule& schedule, std::size_t rank, std::size_t position, bool marked = true);

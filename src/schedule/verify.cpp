@@ -59,7 +59,7 @@ std::vector<std::size_t> smallest_cycle(const Engine& engine, std::size_t ranks)
   return smallest;
 }
 
-std::string describe_deadlock(const Schedule& schedule, const Engine& engine) {
+Violation deadlock(const Schedule& schedule, const Engine& engine) {
   const std::vector<std::size_t> cycle = smallest_cycle(engine, schedule.ranks.size());
   std::string text = cycle.size() == 1
                          ? fmt::format("deadlock: rank {} waits for itself", cycle[0])
@@ -70,18 +70,19 @@ std::string describe_deadlock(const Schedule& schedule, const Engine& engine) {
                         schedule.ranks[rank].size(), reason(engine, rank));
   }
   for (std::size_t rank : cycle) text += "\n" + excerpt(schedule, rank, engine.position(rank));
-  return text;
+  const std::size_t first = cycle.front();
+  return {std::move(text), static_cast<std::int32_t>(first), static_cast<std::int32_t>(engine.position(first))};
 }
 
 }  // namespace
 
 std::optional<Violation> verify(const Schedule& schedule) {
-  if (std::optional<std::string> fault = structural_fault(schedule)) return Violation{*std::move(fault)};
+  if (std::optional<Violation> fault = structural_fault(schedule)) return fault;
   const std::vector<StageTimes> times(static_cast<std::size_t>(schedule.stages));
-  Engine engine(schedule, times, 0);
+  Engine engine(schedule, times, 0, /*keep_starts=*/false);
   engine.run();
   for (std::size_t r = 0; r < schedule.ranks.size(); ++r) {
-    if (!engine.done(r)) return Violation{describe_deadlock(schedule, engine)};
+    if (!engine.done(r)) return deadlock(schedule, engine);
   }
   return std::nullopt;
 }

@@ -27,7 +27,7 @@ def cases(folder):
     tiny = ["--checkpoint", str(folder / "run")]
     return {
         "help": ["--help"], "version": ["--version"], "help_keys": ["--help-keys"],
-        **{f"help_{name}": [name, "--help"] for name in ("export", "generate", "eval", "inspect")},
+        **{f"help_{name}": [name, "--help"] for name in ("export", "generate", "eval", "inspect", "schedule")},
         "dry_run_1": [*GPT, "--dry-run", "--ranks", "1"],
         "dry_run_4": [*GPT, "--dry-run", "--ranks", "4", *MESH],
         "dry_run_8": [*GPT, "--dry-run", "--ranks", "8", *MESH],
@@ -44,10 +44,56 @@ def cases(folder):
         "wrong_key": [*GPT, "--set", "training.step=3", "--dry-run"],
         "wrong_mesh": [*GPT, "--dry-run", "--ranks", "6", "--set", "parallel.pipeline=4"],
         "wrong_heads": [*GPT, "--dry-run", "--ranks", "7", "--set", "parallel.tensor=7"],
+        **schedules(folder),
         "no_config": [], "no_file": ["--config", "nowhere.json"],
         "no_data": [*GPT, "--set", "data.path=nowhere.txt", "--dry-run"],
         "no_checkpoint": ["inspect", "--checkpoint", str(folder / "nowhere")],
         "no_format": ["export", *tiny, "--out", "x"],
+    }
+
+
+# Files of schedules, each with the mistake that its name says.
+SCHEDULE_FILES = {
+    "valid": "0F0,0F1,,0B0,,0B1\r\n,1F0,1B0,1F1,1B1\r\n",
+    "overlap": "0F0,,,(0F1;3B0)OVERLAP_F_B,3F1,0B0,3B1,,,0B1\n".replace("0F1;3B0", "3F0;3B0").replace(
+        "3F1,0B0", "0F1,0B0").replace("3B1", "3F1,3B1") + "1F0,2F0,,,2B0,1B0,1F1,2F1,,2B1,1B1\n",
+    "typo": "0F0,0F1,,0B0,,0B1\n,1F0,1X0,1F1,1B1\n",
+    "twice": "0F0,0F1,,0B0,,0B1\n,1F0,1B0,1F1,1B1,1F1\n",
+    "missing": "0F0,0F1,,0B0,,0B1\n,1F0,,1F1,1B1\n",
+    "two_rows": "0F0,0F1,,0B0,,0B1\n,1F0,1B0,1F1,1B1,0F0\n",
+    "order": "0F0,0F1,,0B1,,0B0\n,1F0,1B0,1F1,1B1\n",
+    "no_stage": "0F0,0B0\n2F0,2B0\n",
+    "empty": "\n\n",
+    "deadlock": "0F0,0B0,0F1,0B1\n1F1,1F0,1B0,1B1\n",
+}
+
+
+def schedules(folder):
+    """{file: arguments} of `trainer schedule`; writes the files that some of them read."""
+    for name, text in SCHEDULE_FILES.items():
+        (folder / f"{name}.csv").write_bytes(text.encode())
+    by_name = lambda name, stages, micro_batches, *more: [
+        "schedule", "--name", name, "--stages", str(stages), "--micro-batches", str(micro_batches), *more]
+    return {
+        "schedule_interleaved": by_name("interleaved", 8, 8, "--ranks", "4"),
+        "schedule_1f1b": by_name("1f1b", 4, 6),
+        "schedule_zb_v": by_name("zb-v", 6, 7, "--draw", "--verify"),
+        "schedule_times": by_name("zb-h2", 4, 16, "--forward", "2", "--backward-input", "3", "--backward-weight", "1"),
+        "schedule_uneven": by_name("1f1b", 2, 4, "--forward", "1,2", "--transfer", "0.5", "--draw"),
+        **{f"schedule_file_{name}": ["schedule", "--file", str(folder / f"{name}.csv")] for name in SCHEDULE_FILES},
+        "schedule_file_verify": ["schedule", "--file", str(folder / "valid.csv"), "--verify", "--forward", "2"],
+        "schedule_no_file": ["schedule", "--file", "nowhere.csv"],
+        "schedule_no_name": ["schedule", "--stages", "4", "--micro-batches", "8"],
+        "schedule_wrong_name": by_name("zbv", 4, 8),
+        "schedule_wrong_ranks": by_name("interleaved", 8, 8, "--ranks", "3"),
+        "schedule_one_a_rank": by_name("gpipe", 8, 8, "--ranks", "4"),
+        "schedule_odd": by_name("zb-v", 5, 8),
+        "schedule_small_group": by_name("interleaved", 8, 8, "--group", "3"),
+        "schedule_no_group": by_name("gpipe", 4, 8, "--group", "4"),
+        "schedule_wrong_times": by_name("gpipe", 4, 8, "--forward", "1,2"),
+        "schedule_too_large": by_name("gpipe", 1048576, 1048576),
+        "schedule_file_and_name": ["schedule", "--file", "x.csv", "--name", "gpipe"],
+        "schedule_no_number": by_name("gpipe", 4, 0),
     }
 
 

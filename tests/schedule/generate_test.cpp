@@ -31,6 +31,14 @@ TEST_CASE("the published orders, as text") {
     CHECK(to_csv(one_f_one_b({p, m, true})) == golden("1f1b" + size));
     CHECK(to_csv(zero_bubble_h1({p, m, true})) == golden("zb_h1" + size));
   }
+  for (const auto& [p, m] : std::vector<std::pair<int, int>>{{4, 8}, {4, 2}}) {
+    const std::string size = "_p" + std::to_string(p) + "_m" + std::to_string(m);
+    CHECK(to_csv(zero_bubble_h2({p, m, true})) == golden("zb_h2" + size));
+    CHECK(to_csv(zero_bubble_v({2 * p, m, true, 2})) == golden("zb_v" + size));
+    CHECK(to_csv(dualpipe_v({2 * p, m, true, 2})) == golden("dualpipe_v" + size));
+    CHECK(to_csv(interleaved({2 * p, m, false, 2})) == golden("interleaved_v2" + size));
+  }
+  CHECK(to_csv(interleaved({6, 7, true, 3, 3})) == golden("interleaved_v3_g3_p2_m7"));
   CHECK(to_csv(one_f_one_b({4, 8, false})) == golden("1f1b_joint_p4_m8"));
   CHECK(to_csv(lowered(one_f_one_b({4, 2, true}))) == golden("1f1b_lowered_p4_m2"));
   CHECK(to_csv(add_communication(forward_only({3, 2, true}))) == golden("forward_only_lowered_p3_m2"));

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "trainer/schedule/schedule.hpp"
@@ -11,7 +12,7 @@
 namespace trainer::schedule::test {
 
 /// Everything the executor gets: communication and reductions.
-inline Schedule lowered(const Schedule& compute) { return add_reductions(add_communication(compute)); }
+inline Schedule lowered(Schedule compute) { return add_reductions(add_communication(std::move(compute))); }
 
 /// Rows of actions separated by spaces, as written by hand in a test.
 inline Schedule table(std::int64_t micro_batches, std::vector<std::int32_t> rank_of_stage,

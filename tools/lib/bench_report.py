@@ -79,12 +79,19 @@ def table_row(row, own, peak):
     return result
 
 
-def peak_a_core(rows, bfloat16=False):
-    """FLOP/s of a core, the best that any run of the trainer in that precision measured; None without one."""
-    rows = [row for row in rows if ("bfloat16" in row["key"]) == bfloat16]
-    rates = [row["flops"] / job.facts["seconds_at_peak"] / row["cores"]
-             for row in rows for job in row["ours"].values() if "seconds_at_peak" in job.facts]
-    return max(rates, default=None)
+def precision_of(row):
+    return "bfloat16" if row["key"].startswith("bfloat16") else "float32"
+
+
+def peaks_a_core(rows):
+    """{precision: FLOP/s of a core}, the best that any run of the trainer in it measured."""
+    peaks = {}
+    for row in rows:
+        for job in row["ours"].values():
+            if "seconds_at_peak" in job.facts:
+                rate = row["flops"] / job.facts["seconds_at_peak"] / row["cores"]
+                peaks[precision_of(row)] = max(rate, peaks.get(precision_of(row), 0))
+    return peaks
 
 
 # Of a goal's value: the unit, and of what it is a share or multiple.
@@ -169,10 +176,11 @@ def kernels_text(kernels):
 def markdown(result):
     about, settings = result["machine"], result["settings"]
     caches = ", ".join(f"{level} {size}" for level, size in about["caches"].items())
-    peak = result.get("peak_flops_a_core")
+    peaks = ", ".join(f"{rate / 1e9:.0f} GFLOP/s a core in {precision}"
+                      for precision, rate in result.get("peak_flops_a_core", {}).items())
     lines = [f"Machine: {about['cores_used']} cores of {about['cpu']} (family {about['cpu_family']}; {' '.join(about['flags'])}; {caches}), "
              f"{about['memory_bytes'] / 2**30:.0f} GiB, {about['system']}, Linux {about['kernel']}"
-             + (f"; {peak / 1e9:.0f} GFLOP/s a core." if peak else "."),
+             + (f"; {peaks}." if peaks else "."),
              f"{about.get('trainer', 'trainer')}" + (f"; PyTorch {about['pytorch']}." if "pytorch" in about else "; PyTorch not run."),
              f"{settings['date']}, {settings['rounds']} round{'s' if settings['rounds'] > 1 else ''} in turns, fastest step of each "
              f"(median beside it), {settings['seconds']:.0f} s in all"

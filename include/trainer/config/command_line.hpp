@@ -50,6 +50,22 @@ struct InspectCommand {
   bool verify = false;  // read everything and check the sums
   bool json = false;
 };
+/// Either a schedule by name or one from a file; what the numbers mean is checked against the schedule.
+struct ScheduleCommand {
+  std::string name;
+  std::string file;
+  std::int64_t ranks = 0;  // 0: the schedule's natural share of the stages
+  std::int64_t stages = 0;
+  std::int64_t micro_batches = 0;
+  std::int64_t group = 0;  // 0: as many as ranks
+  bool split_backward = false;
+  bool verify = false;
+  bool draw = false;
+  // Times of a stage; one for all or one a stage; empty: not given, all 1.
+  std::vector<double> forward, backward_input, backward_weight;
+  double transfer = 0;  // of a message, in the same unit
+  bool timed = false;   // any of these was given
+};
 /// --help, --version or a usage error: what to print and where, and the code to leave with.
 struct Leave {
   ExitCode code = ExitCode::Done;
@@ -57,7 +73,8 @@ struct Leave {
   std::string err;  // to stderr
 };
 
-using Command = std::variant<TrainCommand, ExportCommand, GenerateCommand, EvalCommand, InspectCommand, Leave>;
+using Command =
+    std::variant<TrainCommand, ExportCommand, GenerateCommand, EvalCommand, InspectCommand, ScheduleCommand, Leave>;
 
 /// Never throws for bad input: that is a Leave with code Usage.
 Command parse_command_line(int argc, const char* const* argv);

@@ -40,6 +40,9 @@ class Executor {
   /// One walk over the table; `sync` may be null (forward only). Allocates nothing.
   PassResult run(const BatchSource& batches, const PassRequest& request, GradientSync* sync);
 
+  /// Computing so far, and whole walks with their waits. A joint backward counts as backward_input.
+  const schedule::StageTimes& compute_seconds() const { return compute_; }
+  double pass_seconds() const { return pass_; }
   double receive_wait_seconds() const { return receive_wait_; }
   double send_wait_seconds() const { return send_wait_; }
 
@@ -77,7 +80,8 @@ class Executor {
   void send(Sender& sender, std::int32_t micro_batch);
   void drain(Sender& sender);
   void forward(const BatchSource& batches, const PassRequest& request, std::int32_t micro_batch);
-  void weight_begin(std::int32_t micro_batch, GradientSync* sync);
+  void backward(const schedule::Action& action, const BatchSource& batches, const PassRequest& request,
+                GradientSync* sync);
 
   const model::Graph& graph_;
   const schedule::Schedule& schedule_;
@@ -95,6 +99,8 @@ class Executor {
   std::vector<LossResult> losses_;  // [micro-batch]
   std::vector<std::uint8_t> valid_;
   double receive_wait_ = 0, send_wait_ = 0;
+  schedule::StageTimes compute_{0, 0, 0};
+  double pass_ = 0;
 };
 
 }  // namespace trainer::runtime

@@ -42,6 +42,13 @@ struct RankWaits {
   double receive = 0, send = 0, tensor = 0, gradients = 0;  // seconds
 };
 
+/// Seconds of one rank's passes over the schedule, a step's mean without the first step: what the simulator takes, and
+/// what there was.
+struct RankPass {
+  schedule::StageTimes compute{0, 0, 0};  // of one micro-batch; a joint backward is in backward_input
+  double whole = 0;                       // of a step, with waits
+};
+
 struct TrainResult {
   ExitCode code = ExitCode::Done;
   std::int64_t first_step = 1;  // of this run
@@ -53,6 +60,7 @@ struct TrainResult {
   std::string checkpoint;          // path of the last one written; empty: none
   std::vector<RankMemory> memory;  // [rank], on rank 0
   std::vector<RankWaits> waits;    // [rank], on rank 0
+  std::vector<RankPass> passes;    // [rank], on rank 0; empty after a single step
   std::string message;             // why the run ended other than Done
 };
 

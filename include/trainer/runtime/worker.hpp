@@ -57,6 +57,12 @@ class Worker {
     double receive = 0, send = 0, tensor = 0, gradients = 0;
   };
   Waits waits() const;
+  /// Seconds of the training passes so far.
+  struct PassTimes {
+    schedule::StageTimes compute{0, 0, 0};  // a joint backward counts as backward_input
+    double whole = 0;                       // with waits
+  };
+  PassTimes pass_times() const;
 
  private:
   struct Program;  // a layout, its runner and executor

@@ -49,13 +49,29 @@ struct Schedule {
 /// A row a rank, cells separated by commas: PyTorch's CSV of compute actions; communication in it too when present.
 std::string to_csv(const Schedule& schedule);
 
+/// PyTorch's table of steps: a row a rank, a column a step in which each rank does at most one action; cells are empty
+/// where it waits for another rank. Compute actions only. The table must be valid.
+std::string to_step_csv(const Schedule& schedule);
+
+/// A table read from text, and where in the text each action stood.
+struct CsvTable {
+  Schedule schedule;
+  std::vector<std::vector<std::int32_t>> cells;  // [rank][action] → cell of the row, from 1
+};
+/// Reads either form of CSV, PyTorch's "(0F3;7B1)OVERLAP_F_B" cells among them (its parts one after the other). Stages
+/// and micro-batches are those that the cells name. Throws Error(Usage) that names row and cell, from 1.
+CsvTable parse_csv(std::string_view text);
+
 struct PipelineShape {
-  std::int64_t stages = 1;         // = pipeline ranks here: one stage a rank
+  std::int64_t stages = 1;
   std::int64_t micro_batches = 1;  // ≥ 1, also fewer than stages
-  bool split_backward = true;      // I and W apart (stage 0 always joins them: it has no gradient to send)
+  bool split_backward = true;      // I and W apart (stage 0 joins them where not said: it has no gradient to send)
+  std::int64_t chunks = 1;         // stages a rank; divides stages
+  std::int64_t group = 0;          // interleaved only: micro-batches a chunk takes in turn, ≥ ranks(); 0: ranks()
+  std::int64_t ranks() const { return stages / chunks; }
 };
 
-// Generators: compute actions only.
+// Generators: compute actions only. Those of the first group need chunks == 1: rank r holds stage r.
 /// All forwards, then all backwards in ascending micro-batch.
 Schedule gpipe(const PipelineShape& shape);
 /// Warm-up of min(stages − 1 − rank, micro_batches) forwards, steady 1F1B, cool-down.
@@ -63,16 +79,45 @@ Schedule one_f_one_b(const PipelineShape& shape);
 /// ZB-H1 (Qi, Wan, Huang, Lin: Zero Bubble Pipeline Parallelism, 2023): 1F1B whose weight gradients wait until a stage
 /// would hold more than `stages` micro-batches, and fill the gaps of the cool-down. Needs split_backward.
 Schedule zero_bubble_h1(const PipelineShape& shape);
+/// ZB-H2 of the same paper: twice the warm-up, so that the first backward finds every rank at work; holds up to
+/// 2 · stages − 1 micro-batches. Stage 0 splits its backward too. Needs split_backward.
+Schedule zero_bubble_h2(const PipelineShape& shape);
 /// Evaluation.
 Schedule forward_only(const PipelineShape& shape);
 
+// Several stages a rank. An order for more micro-batches with those that are not there left out serves where a
+// published order needs more than there are.
+/// Interleaved 1F1B (Narayanan et al.: Efficient Large-Scale Language Model Training on GPU Clusters, 2021): stage s on
+/// rank s mod ranks(); a rank takes `group` micro-batches through a chunk before it turns to the next one.
+Schedule interleaved(const PipelineShape& shape);
+/// ZB-V (Qi, Wan, Huang, Lin: Pipeline Parallelism with Controllable Memory, 2024): two stages a rank, r and
+/// stages − 1 − r, in the order that is without a bubble where F = I = W. Needs split_backward; all stages split.
+Schedule zero_bubble_v(const PipelineShape& shape);
+/// DualPipe-V (DeepSeek 2025, the cut in half of DualPipe): places as ZB-V; each F of the steady state goes with a
+/// whole B of the other stage. The overlap of the two is left to the executor. Needs split_backward.
+Schedule dualpipe_v(const PipelineShape& shape);
+
+/// A generator as the command line and the tests find it.
+struct Generator {
+  std::string_view name;       // "zb-h1"
+  std::int64_t chunks = 1;     // stages a rank; 0: any number ≥ 1
+  bool always_splits = false;  // needs split_backward
+  Schedule (*make)(const PipelineShape&);
+};
+/// All that train, in the order of this file.
+const std::vector<Generator>& generators();
+/// nullptr where there is none of that name.
+const Generator* find_generator(std::string_view name);
+
 // Passes: Schedule → Schedule.
 /// Adds a send right behind the action that makes a value (I or B for gradients) and a receive right before the one
-/// that needs it, where producer and consumer sit on different ranks. Sends and receives already there are replaced.
-Schedule add_communication(const Schedule& schedule);
+/// that needs it, where producer and consumer sit on different ranks. Where a rank holds several stages and receives so
+/// late that finite buffers would make the table stand still (interleaving in large groups), they are brought forward
+/// to where the message arrives under equal times. Sends and receives already there are replaced.
+Schedule add_communication(Schedule schedule);
 /// Adds one ReduceGradients a stage, behind its last weight gradient and the send that follows it, so that a neighbour
 /// never waits for the reduction. Those already there are replaced. The two passes commute.
-Schedule add_reductions(const Schedule& schedule);
+Schedule add_reductions(Schedule schedule);
 
 /// Where each micro-batch's buffers live, per stage. A receive is posted when the one before it (same stage and
 /// direction) has completed, the first at the start of the step; its buffer is taken from that moment. Slots are
@@ -105,6 +150,8 @@ std::vector<StageSlots> assign_slots(const Schedule& schedule);
 /// A violated promise, drawn for a person: the sentence and the part of the grid it is about.
 struct Violation {
   std::string message;
+  std::int32_t rank = -1;      // of the action that it is about; −1: of the whole table
+  std::int32_t position = -1;  // of that action in its row; −1: it is missing
 };
 /// Checks, in this order: every stage and micro-batch forward once and backward once (B, or I before W) on the rank
 /// that holds the stage; F before I; W (and B) of a stage in ascending micro-batch, and its reduction (if any stage has
