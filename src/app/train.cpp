@@ -221,6 +221,12 @@ void require_precision(const config::TrainCommand& command, const config::Config
   runtime::require_precision(config);
 }
 
+std::string precision_note(const config::Config& config) {
+  const ops::MatmulPrecision precision = runtime::matmul_precision(config);
+  if (precision == ops::MatmulPrecision::Float32) return {};
+  return fmt::format("; products in bfloat16: {}", ops::describe_matmul(precision));
+}
+
 config::Config agreed_config(comm::Communicator& world, const config::TrainCommand& command) {
   std::string text;
   runtime::agree(world, [&] {
@@ -253,7 +259,7 @@ ExitCode train(Context& context, const config::TrainCommand& command) {
   std::unique_ptr<storage::Dataset> data;
   const std::int64_t ranks = command.dry_run ? ranks_to_plan(command, config, world.size()) : world.size();
   runtime::agree(world, [&] {
-    if (!command.dry_run) require_precision(command, config);
+    require_precision(command, config);
     plan = runtime::make_plan(config, ranks);
     data = storage::load_dataset(plan.config.data, runtime::model_input(plan.graph), plan.config.training.seed);
     runtime::check_samples(plan, *data);
@@ -281,7 +287,8 @@ ExitCode train(Context& context, const config::TrainCommand& command) {
     return make_observers(plan.config, resumed_step);
   };
   if (world.rank() == 0) {
-    note(fmt::format("{}{} thread{} a rank\n", summary(plan), node.threads, node.threads == 1 ? "" : "s"));
+    note(fmt::format("{}{} thread{} a rank{}\n", summary(plan), node.threads, node.threads == 1 ? "" : "s",
+                     precision_note(plan.config)));
   }
   const runtime::TrainResult result = runtime::train(world, plan, *data, storage::real_file_system(), options);
   if (world.rank() == 0) {

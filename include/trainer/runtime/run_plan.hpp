@@ -48,7 +48,7 @@ RunPlan make_plan(config::Config config, std::int64_t ranks);
 ops::MatmulPrecision matmul_precision(const config::Config& config);
 
 /// Throws Error(Usage) where training.precision asks for bfloat16, the CPU has no instructions for it, and emulation
-/// was not asked for. For training; evaluation and generation emulate without asking.
+/// was not asked for. For training and its dry run; evaluation and generation emulate without asking.
 void require_precision(const config::Config& config);
 
 /// Which of a rank's groups lie on one node, so that they share memory.
