@@ -14,6 +14,7 @@
 #include "trainer/ops/matmul.hpp"
 #include "trainer/plan/cut.hpp"
 #include "trainer/runtime/agreement.hpp"
+#include "trainer/runtime/recompute.hpp"
 #include "trainer/runtime/train.hpp"
 #include "trainer/runtime/worker.hpp"
 
@@ -54,20 +55,28 @@ std::string partition_table(const runtime::RunPlan& plan, int threads, std::size
       rows);
 }
 
+std::string recompute_line(const runtime::RunPlan& plan) {
+  if (plan.config.training.recompute == config::Recompute::None) return {};
+  const double again = runtime::recompute_flops(plan);
+  return fmt::format("recompute: {}; {} FLOPs a step more ({:.1f}%)\n", runtime::describe_recompute(plan),
+                     human_count(again), 100.0 * again / runtime::step_flops(plan));
+}
+
 std::string summary(const runtime::RunPlan& plan) {
   const config::Config& c = plan.config;
   std::vector<schedule::StageTimes> times;
   for (std::int64_t s = 0; s < plan.stages(); ++s) {
-    times.push_back(plan::flops_of(plan.graph, plan.nodes(StageId(s))));
+    times.push_back(runtime::stage_flops(plan, StageId(s)));
   }
   const double bubble = schedule::simulate(plan.training, times).bubble();
   return fmt::format(
       "model: {} parameters, {} units, {} FLOPs a step\n"
       "mesh: data {} × pipeline {} × tensor {} = {} ranks; {} micro-batches of {} samples a replica\n"
-      "schedule: {}, predicted bubble {:.1f}%\n",
+      "schedule: {}, predicted bubble {:.1f}%\n{}",
       human_count(static_cast<double>(model::parameter_elements(plan.graph))), plan.graph.units.size(),
       human_count(runtime::step_flops(plan)), plan.mesh.data, plan.mesh.pipeline, plan.mesh.tensor, plan.mesh.size(),
-      c.training.micro_batches, plan.micro_batch_samples, config::name_of(c.parallel.schedule), 100.0 * bubble);
+      c.training.micro_batches, plan.micro_batch_samples, config::name_of(c.parallel.schedule), 100.0 * bubble,
+      recompute_line(plan));
 }
 
 std::unique_ptr<Observer> make_observers(const config::Config& config, std::int64_t resumed_step) {
@@ -205,6 +214,28 @@ void require_memory(comm::Communicator& world, const runtime::RunPlan& plan, con
   });
 }
 
+// What training.recompute = "auto" may fill: the stated memory, else an equal share of what the node has left, the
+// least of all nodes.
+runtime::MemoryLimit memory_limit(comm::Communicator& world, const config::Config& config, std::int64_t ranks_here) {
+  if (config.parallel.memory_per_rank > 0) {
+    return {.bytes = static_cast<std::size_t>(config.parallel.memory_per_rank), .own = false};
+  }
+  double share[1] = {-comm::available_memory() / static_cast<double>(ranks_here)};
+  world.max(share);
+  return {.bytes = static_cast<std::size_t>(-share[0]), .own = true};
+}
+
+// Decides "auto" and holds the plan to parallel.memory_per_rank.
+void fit_memory(comm::Communicator& world, runtime::RunPlan& plan, const comm::NodePlan& node, std::int64_t ranks_here,
+                std::size_t data_bytes) {
+  const runtime::MemoryLimit limit = memory_limit(world, plan.config, ranks_here);
+  runtime::agree(world, [&] {
+    // Of what the node has left, the data set is gone already.
+    runtime::fit_recompute(plan, node.threads, limit.own ? 0 : data_bytes, limit);
+    runtime::require_memory_per_rank(plan, node.threads, data_bytes);
+  });
+}
+
 // Peak of all cores that the ranks compute on, from one measured while the others wait.
 double total_peak_flops(comm::Communicator& world, const comm::NodePlan& node, ops::MatmulPrecision precision) {
   double facts[2] = {0, 0};
@@ -265,12 +296,14 @@ ExitCode train(Context& context, const config::TrainCommand& command) {
     runtime::check_samples(plan, *data);
   });
   if (command.dry_run) {
+    fit_memory(world, plan, node, ranks, data->bytes());
     if (world.rank() == 0)
       print(fmt::format("{}{}", summary(plan), partition_table(plan, node.threads, data->bytes())));
     return ExitCode::Done;
   }
 
   plan.node_of_rank = comm::node_of_rank(world);
+  fit_memory(world, plan, node, node.ranks_on_node, data->bytes());
   require_memory(world, plan, node);
   install_signal_handlers();
   runtime::TrainOptions options;

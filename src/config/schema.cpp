@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <optional>
 
+#include "other_keys.hpp"
 #include "trainer/core/error.hpp"
 
 namespace trainer::config {
@@ -299,6 +300,7 @@ void add_training(Schema& s) {
            "of what matrix products multiply; weights and sums stay float32", {"float16", "float64"}),
        key("bfloat16_emulation", &T::bfloat16_emulation,
            "on CPUs without bfloat16 instructions: the same results at float32's speed; false: refuse"),
+       recompute_key("what the backward computes again instead of keeping it; auto: the least that fits the memory"),
        seed_key("of initial weights, dropout and the order of samples"),
        key("eval_every", &T::eval_every, 0, kMostSteps, "steps between evaluations; 0: only at the end"),
        key("time_limit", &T::time_limit, kSeconds, "seconds; then save and leave with code 75; 0: none"),
@@ -339,7 +341,8 @@ void add_the_rest(Schema& s) {
            {"interleaved_1f1b", "interleaved", "zb_h2", "zb_v", "zb-h2", "zb-v", "v_half", "v_min", "dualpipe_v",
             "dualpipe-v", "auto"}),
        key("split_backward", &P::split_backward, "sends the input's gradient before it computes the weights'"),
-       partition_key("what stages balance, or the units of each stage")}};
+       partition_key("what stages balance, or the units of each stage"),
+       memory_key("that no rank may be predicted to need; 0: what the node has")}};
   s.checkpoint = {"checkpoint",
                   "",
                   {key("directory", &Checkpoint::directory, "where checkpoints go; \"\": none are written"),
@@ -425,7 +428,7 @@ const std::vector<SectionInfo>& sections() {
 }
 
 bool is_later_key(const std::string& path) {
-  static const std::vector<std::string> later = {"training.recompute", "parallel.chunks", "parallel.schedule_file"};
+  static const std::vector<std::string> later = {"parallel.chunks", "parallel.schedule_file"};
   return std::find(later.begin(), later.end(), path) != later.end();
 }
 
@@ -458,6 +461,10 @@ std::string expectation(const Rule& rule) {
       return "a list of two numbers" + number_expectation(rule).substr(8);
     case Kind::Partition:
       return join_choices(rule.choices) + ", or a list of the units of each stage";
+    case Kind::Names:
+      return join_choices(rule.choices) + ", or a list of layers by name";
+    case Kind::Bytes:
+      return "a number of bytes, as 4294967296, \"4GiB\" or \"4GB\"";
     case Kind::Layers:
       return "a list of layers, each an object with a \"type\"";
   }

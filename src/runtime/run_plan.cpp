@@ -10,6 +10,7 @@
 #include "trainer/plan/cut.hpp"
 #include "trainer/runtime/gradient_sync.hpp"
 #include "trainer/runtime/parameters.hpp"
+#include "trainer/runtime/recompute.hpp"
 #include "trainer/runtime/tensor_group.hpp"
 
 namespace trainer::runtime {
@@ -71,7 +72,8 @@ LayoutRequest layout_request(const RunPlan& plan, const plan::LocalGraph& local,
           .training = true,
           .split_backward = has_split_backward(plan.training, stage),
           .precision = matmul_precision(plan.config),
-          .with_loss = true};
+          .with_loss = true,
+          .recompute = plan.recompute};
 }
 
 // Sizes beyond this cannot be added up in 64 bits, and no machine has them: refused before anything multiplies them.
@@ -105,7 +107,11 @@ RunPlan make_plan(config::Config config, std::int64_t ranks) {
   require_countable(plan.graph, config);
   const config::Parallel& parallel = config.parallel;
   plan.mesh = {parallel.data, parallel.pipeline, parallel.tensor};
-  plan.stage_nodes = plan::cut_stages(plan.graph, parallel, table_to_cut_for(parallel, config.training.micro_batches));
+  plan.recompute = written_segments(plan.graph, config.training);
+  const std::vector<NodeId> again =
+      recomputed_nodes(plan.graph, {0, static_cast<std::int64_t>(plan.graph.nodes.size())}, plan.recompute);
+  plan.stage_nodes =
+      plan::cut_stages(plan.graph, parallel, table_to_cut_for(parallel, config.training.micro_batches), again);
   plan.parameter_uses = uses_by_parameter(plan);
   const schedule::PipelineShape shape{parallel.pipeline, config.training.micro_batches, parallel.split_backward};
   plan.training = schedule::add_reductions(schedule::add_communication(compute_schedule(parallel, shape)));
