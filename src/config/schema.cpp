@@ -194,6 +194,7 @@ const Rule kNotNegative{};
 const Rule kPositive{.open_low = true};
 const Rule kSeconds{.high = 1e9};
 const Rule kPasses{.high = 1e9};
+const Rule kMilliseconds{.high = 1e6};
 const Rule kRatio{.high = 1};  // [0, 1]
 
 // ---- the table ----------------------------------------------------------------------------------------------------
@@ -251,6 +252,10 @@ void add_layers(Schema& s) {
   add(Type::Tanh, "tanh", {});
   add(Type::Sigmoid, "sigmoid", {});
   add(Type::Dropout, "dropout", {key("probability", &L::probability, kProbability, "of dropping a feature", "0.1")});
+  add(Type::Delay, "delay",
+      {key("forward_ms", &L::forward_ms, kMilliseconds, "a micro-batch's forward sleeps so long; nothing is computed"),
+       key("backward_input_ms", &L::backward_input_ms, kMilliseconds, "the half of its backward that others wait for"),
+       key("backward_weight_ms", &L::backward_weight_ms, kMilliseconds, "the half that nobody waits for")});
   add(Type::Residual, "residual", {layers_key<L>("output = input + layers(input)")});
   add(Type::Flatten, "flatten", {});
 }

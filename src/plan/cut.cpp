@@ -12,6 +12,9 @@ namespace trainer::plan {
 
 namespace {
 
+// A millisecond of a "delay" layer weighs as much, so that "flops" can cut models of such layers; a core's rate.
+constexpr double kDelayFlops = 1e8;
+
 constexpr double kNever = std::numeric_limits<double>::infinity();
 
 double combine(double a, double b, bool largest) { return largest ? std::max(a, b) : a + b; }
@@ -229,7 +232,11 @@ std::vector<Range> cut_stages(const model::Graph& graph, const config::Parallel&
 schedule::StageTimes flops_of(const model::Graph& graph, Range nodes, const std::vector<NodeId>& again) {
   schedule::StageTimes times{0, 0, 0};
   for (std::int64_t i = nodes.begin; i < nodes.end; ++i) {
-    const model::NodeCost cost = model::cost(graph.nodes[static_cast<std::size_t>(i)], graph);
+    model::NodeCost cost = model::cost(graph.nodes[static_cast<std::size_t>(i)], graph);
+    if (const auto* delay = std::get_if<model::Delay>(&graph.nodes[static_cast<std::size_t>(i)].op)) {
+      cost = {kDelayFlops * delay->forward_ms, kDelayFlops * delay->backward_input_ms,
+              kDelayFlops * delay->backward_weight_ms};
+    }
     times.forward += cost.forward;
     times.backward_input += cost.backward_input;
     times.backward_weight += cost.backward_weight;

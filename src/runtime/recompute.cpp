@@ -46,7 +46,7 @@ std::vector<std::string> names_of(const std::vector<model::Unit>& units) {
   }
   const std::string layers = units.size() == 1 ? fmt::format("\"{}\"", units.front())
                                                : fmt::format("\"{}\" … \"{}\"", units.front(), units.back());
-  throw Error(ExitCode::Usage, fmt::format("training.recompute[{}]: is \"{}\", which is no layer of this model; "
+  throw Error(ExitCode::Usage, fmt::format("training.recompute[{}] is \"{}\", which is no layer of this model; "
                                            "expected one of {}{}",
                                            index, name.substr(0, 100), layers, hint));
 }

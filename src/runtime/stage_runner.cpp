@@ -89,7 +89,7 @@ void StageRunner::start_input_gradient(const NodeLayout& node, const Frame& fram
     call.accumulate[k] = node.accumulate[k] && !reduced;
     if (reduced) call.dx[k].data = tensor_.partial();
   }
-  if (!wanted) return;
+  if (!wanted && !node.needs.always_backward_input) return;
   for (std::size_t k = 0; k < n.inputs.size(); ++k) call.x[k] = matrix(frame, node.backward.input[k], n.inputs[k]);
   call.y = matrix(frame, node.backward.output, n.output);
   call.dy = matrix(frame, node.output_gradient, n.output);

@@ -59,6 +59,7 @@ struct LayerConfig {
     Tanh,               // "tanh"
     Sigmoid,            // "sigmoid"
     Dropout,            // "dropout": probability
+    Delay,              // "delay": forward_ms, backward_input_ms, backward_weight_ms = 0; the identity, asleep
     Residual,           // "residual": layers = [...]; output = input + layers(input)
     Flatten             // "flatten": positions × features become one row of features
   };
@@ -72,6 +73,9 @@ struct LayerConfig {
   std::int64_t num_heads = 0;
   double eps = 1e-5;
   double probability = 0.0;  // dropout's; attention's "dropout" too
+  double forward_ms = 0.0;
+  double backward_input_ms = 0.0;
+  double backward_weight_ms = 0.0;
   bool bias = true;
   std::vector<LayerConfig> layers;
 

@@ -48,6 +48,10 @@ double recompute_flops(const RunPlan& plan);
 /// "h.0 … h.3, h.5.mlp": which segments, "nothing" for none.
 std::string describe_recompute(const RunPlan& plan);
 
+/// What "auto" keeps small: floating-point operations of one sample that these segments run again, with element-wise
+/// work in the arithmetic that would take its time.
+double recompute_cost(const model::Graph& graph, Range nodes, const std::vector<Range>& segments);
+
 /// What "auto" may fill on one rank.
 struct MemoryLimit {
   std::size_t bytes = 0;
@@ -56,8 +60,8 @@ struct MemoryLimit {
 };
 
 /// Decides "auto": plan.recompute becomes the cheapest set of segments with which every rank is predicted to stay
-/// within the limit, as a search finds it that adds what saves most bytes for its arithmetic until the ranks fit, then
-/// leaves out whatever they fit without. All segments when not even those are enough. A pure function, so that ranks
+/// within the limit, as a search finds it that takes what saves most bytes for its cost until the ranks fit, then moves
+/// to what costs less while they still do. All segments when not even those are enough. A pure function, so that ranks
 /// that call it with the same limit decide alike. Does nothing for other settings.
 void fit_recompute(RunPlan& plan, int threads, std::size_t data_bytes, const MemoryLimit& limit);
 
