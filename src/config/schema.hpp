@@ -102,9 +102,6 @@ struct SectionInfo {
 };
 const std::vector<SectionInfo>& sections();
 
-/// A key of a later version: "parallel.chunks".
-bool is_later_key(const std::string& path);
-
 /// "an integer from 1 to 10", "a number in [0, 1)", `"gpt", "mlp" or "sequential"`.
 std::string expectation(const Rule& rule);
 
