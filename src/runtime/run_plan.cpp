@@ -181,7 +181,7 @@ RunPlan make_plan(config::Config config, std::int64_t ranks) {
   plan.parameter_uses = uses_by_parameter(plan);
   const schedule::Schedule compute = compute_schedule(plan, parallel, micro_batches);
   plan.training = schedule::add_reductions(schedule::lowered(compute));
-  plan.forward_only = schedule::add_communication(schedule::forward_only(compute));
+  plan.forward_only = schedule::forwards_of(plan.training);
   plan.stages_of_rank = stages_by_rank(plan.training);
   require_valid(plan.training);
   require_valid(plan.forward_only);
