@@ -37,6 +37,10 @@ int tag_of(StageId lower_stage, Direction direction, std::size_t port, int chann
   return ((lower_stage.value * 2 + static_cast<int>(direction)) * 2 + channel) * kPorts + static_cast<int>(port);
 }
 
+bool is_backward(ActionKind kind) {
+  return kind == ActionKind::Backward || kind == ActionKind::BackwardInput || kind == ActionKind::BackwardWeight;
+}
+
 std::vector<std::int32_t> order_of(const std::vector<Action>& actions, StageId stage, ActionKind kind) {
   std::vector<std::int32_t> order;
   for (const Action& action : actions) {
@@ -316,16 +320,50 @@ void Executor::walk(const Action& action, const BatchSource& batches, const Pass
   }
 }
 
+void Executor::walk_idly(const Action& action) {
+  Stage& stage = stage_of(action);
+  const std::int32_t m = action.micro_batch.value;
+  switch (action.kind) {
+    case ActionKind::RecvForward:
+      return receive(stage.forward_receiver, m);
+    case ActionKind::RecvBackward:
+      return receive(stage.backward_receiver, m);
+    case ActionKind::Forward:
+      return reserve(stage.forward_sender, m);
+    case ActionKind::Backward:
+    case ActionKind::BackwardInput:
+      return reserve(stage.backward_sender, m);
+    case ActionKind::SendForward:
+      return send(stage.forward_sender, m);
+    case ActionKind::SendBackward:
+      return send(stage.backward_sender, m);
+    case ActionKind::BackwardWeight:
+    case ActionKind::ReduceGradients:
+      return;
+  }
+}
+
 PassResult Executor::run(const BatchSource& batches, const PassRequest& request, GradientSync* sync) {
   const Stopwatch watch(pass_);
   begin_pass();
-  for (const Action& action : *row_) walk(action, batches, request, sync);
+  PassResult result;
+  bool asked = !request.go_on;
+  for (const Action& action : *row_) {
+    if (!asked && is_backward(action.kind)) {
+      asked = true;
+      result.given_up = !request.go_on();
+    }
+    if (result.given_up) {
+      walk_idly(action);
+    } else {
+      walk(action, batches, request, sync);
+    }
+  }
   for (Stage& stage : stages_) {
     drain(stage.forward_sender);
     drain(stage.backward_sender);
     stage.runner->weight_done = nullptr;
   }
-  PassResult result;
   for (const LossResult& loss : losses_) {
     result.loss += loss.loss;
     result.hits += loss.hits;

@@ -203,6 +203,13 @@ void GradientSync::finish_update() {
   waited_ += comm::wait_until(std::ref(poll), {"other replicas' part of the weights", -1, -1});
 }
 
+void GradientSync::leave_pass() {
+  if (parameters_.shared() == nullptr) return;
+  parameters_.shared()->post(kPassesLeft, ++passes_left_);
+  const auto poll = [this] { return all_reached(kPassesLeft, passes_left_); };
+  waited_ += comm::wait_until(std::ref(poll), {"other replicas to give up the pass", -1, -1});
+}
+
 GradientMemory gradient_memory(const RunPlan& plan, const ParameterLayout& parameters, const plan::Coordinates& at) {
   GradientMemory memory;
   if (plan.mesh.data > 1 && !parameters.shared) {

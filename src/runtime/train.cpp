@@ -50,14 +50,14 @@ class Run {
     result_.first_step = done + 1;
     result_.last_step = done;
     bool stopped = false;
-    for (std::int64_t step = done + 1; step <= total_ && !stopped; ++step) {
-      stopped = one_step(step, started);
+    for (std::int64_t next = done + 1; next <= total_ && !stopped; ++next) {
+      stopped = one_step(next, started);
+      const std::int64_t step = result_.last_step;
+      if (step < next && !stopped) continue;  // left open, so nothing is due
       // Saved before it is evaluated: a kill during the evaluation loses nothing.
-      const std::int64_t every = plan_.config.checkpoint.every_steps;
-      const bool due = stopped || step == total_ || (every > 0 && step % every == 0);
+      const bool due = stopped || save_is_due(step);
       if (due) save(step);
-      const std::int64_t eval_every = plan_.config.training.eval_every;
-      if (step < total_ && (stopped || eval_every == 0 || step % eval_every != 0)) continue;
+      if (step < total_ && (stopped || !evaluation_is_due(step))) continue;
       if (evaluate(step, started)) continue;
       stopped = true;
       if (!due) save(step);
@@ -81,6 +81,15 @@ class Run {
     waits_.gradients += after.gradients - before.gradients;
   }
 
+  bool save_is_due(std::int64_t step) const {
+    const std::int64_t every = plan_.config.checkpoint.every_steps;
+    return step == total_ || (every > 0 && step % every == 0);
+  }
+  bool evaluation_is_due(std::int64_t step) const {
+    const std::int64_t every = plan_.config.training.eval_every;
+    return step == total_ || (every > 0 && step % every == 0);
+  }
+
   bool wants_stop(Clock::time_point started) {
     if (options_.stop != nullptr && options_.stop->load(std::memory_order_relaxed)) return true;
     const double limit = plan_.config.training.time_limit;
@@ -92,31 +101,48 @@ class Run {
     const auto begin = Clock::now();
     const std::int64_t before = options_.allocations ? options_.allocations() : 0;
     const Worker::Waits waited = worker_.waits();
-    const StepOutcome outcome = worker_.step(step, wants_stop(started));
+    const bool settle = save_is_due(step) || evaluation_is_due(step);
+    const StepResult done = worker_.step(step, wants_stop(started), settle);
     add_waits(waited, worker_.waits());
     if (result_.seconds == 0) first_pass_ = worker_.pass_times();
     const std::int64_t after = options_.allocations ? options_.allocations() : 0;
     const double seconds = seconds_since(begin);
-    result_.loss = outcome.loss;
-    result_.last_step = step;
     result_.seconds += seconds;
+    const Spent spent{seconds, after - before};
+    bool stop = false;
+    if (done.before) stop = report(*done.before, open_);
+    if (done.now) stop = report(*done.now, spent);
+    open_ = spent;
+    return stop;
+  }
+
+  // What a call took, until its step is settled.
+  struct Spent {
+    double seconds = 0;
+    std::int64_t allocations = 0;
+  };
+
+  // A step that all ranks have agreed on; returns whether some rank wants to stop.
+  bool report(const StepOutcome& outcome, const Spent& spent) {
+    result_.loss = outcome.loss;
+    result_.last_step = outcome.step;
     if (world_.rank() != 0) return outcome.stop;
     StepReport report;
-    report.step = step;
+    report.step = outcome.step;
     report.total_steps = total_;
     report.loss = outcome.loss;
     report.grad_norm = outcome.grad_norm;
     report.learning_rate = outcome.learning_rate;
-    report.step_seconds = seconds;
+    report.step_seconds = spent.seconds;
     report.step_samples = plan_.config.training.batch_size;
-    report.samples = step * report.step_samples;
+    report.samples = outcome.step * report.step_samples;
     if (data_.kind().tokens) {
       report.tokens = report.samples * data_.kind().positions;
       report.step_tokens = report.step_samples * data_.kind().positions;
     }
     report.flops = step_flops_;
     report.peak_flops = options_.peak_flops;
-    if (options_.allocations) report.allocations = after - before;
+    if (options_.allocations) report.allocations = spent.allocations;
     observer_->step(report);
     return outcome.stop;
   }
@@ -221,6 +247,7 @@ class Run {
   Worker::Waits waits_;
   Worker::PassTimes first_pass_;
   bool limit_reached_ = false;
+  Spent open_;  // by the last call
   TrainResult result_;
 };
 
