@@ -1,12 +1,12 @@
 // The one blocking wait of the program, and how politely it waits.
 #include <fmt/format.h>
 #include <sched.h>
-#include <time.h>
 
 #include <algorithm>
 #include <chrono>
 #include <utility>
 
+#include "alarm.hpp"
 #include "trainer/comm/communicator.hpp"
 #include "trainer/core/error.hpp"
 
@@ -24,10 +24,13 @@ constexpr double kSpinSeconds = 50e-6;
 // up).
 constexpr double kSleepAfterYielding = 30e-6;
 constexpr double kSleepAfterSpinning = 0.1;
-// Sleeps are this share of the time waited so far, so that they add no more than that to any wait.
-constexpr double kSleepShare = 1.0 / 16;
-constexpr double kShortestSleep = 20e-6;
-constexpr double kLongestSleep = 1e-3;
+// Sleeps are a share of the time waited so far, so that they add no more than that to any wait.
+struct Sleep {
+  double share, shortest, longest;
+};
+constexpr Sleep kBetweenPolls{1.0 / 16, 20e-6, 1e-3};
+// What is awaited in shared memory ends them at once (alarm.hpp); they end by themselves only for other traffic's sake.
+constexpr Sleep kWithAlarm{1.0 / 4, 100e-6, 1e-3};
 
 WaitPolicy& policy() {
   static WaitPolicy the_policy;
@@ -41,9 +44,8 @@ void give_core_away(double waited, bool yielding) {
     sched_yield();
     return;
   }
-  const double pause = std::clamp(waited * kSleepShare, kShortestSleep, kLongestSleep);
-  const timespec length{0, static_cast<long>(pause * 1e9)};
-  nanosleep(&length, nullptr);
+  const Sleep sleep = alarm_is_set() ? kWithAlarm : kBetweenPolls;
+  sleep_until_alarm(std::clamp(waited * sleep.share, sleep.shortest, sleep.longest));
 }
 
 [[noreturn]] void throw_hang(const WaitTag& tag, double waited) {
@@ -67,6 +69,7 @@ double wait_until(const std::function<bool()>& done, const WaitTag& tag) {
   const Clock::time_point begin = Clock::now();
   const WaitPolicy& how = policy();
   while (true) {
+    forget_alarm();
     if (done()) return seconds_since(begin);
     const double waited = seconds_since(begin);
     if (how.hang_seconds > 0 && waited > how.hang_seconds) throw_hang(tag, waited);
