@@ -21,24 +21,28 @@ std::string partition_table(const runtime::RunPlan& plan, int threads, std::size
   std::vector<std::vector<std::string>> rows;
   for (std::int64_t rank = 0; rank < plan.mesh.size(); ++rank) {
     const plan::Coordinates at = plan.mesh.coordinates(rank);
-    const StageId stage(at.pipeline);
     const plan::LocalGraph local = plan::shard(plan.graph, plan.mesh.tensor, at.tensor);
     double flops = 0;
-    const Range nodes = plan.nodes(stage);
-    for (std::int64_t i = nodes.begin; i < nodes.end; ++i) {
-      model::Node node = plan.graph.nodes[static_cast<std::size_t>(i)];
-      node.op = local.nodes[static_cast<std::size_t>(i)].op;
-      const model::NodeCost cost = model::cost(node, plan.graph);
-      flops += cost.forward + cost.backward_input + cost.backward_weight;
+    std::string stages;
+    std::string layers;
+    for (const StageId stage : plan.stages_of(at.pipeline)) {
+      const Range nodes = plan.nodes(stage);
+      for (std::int64_t i = nodes.begin; i < nodes.end; ++i) {
+        model::Node node = plan.graph.nodes[static_cast<std::size_t>(i)];
+        node.op = local.nodes[static_cast<std::size_t>(i)].op;
+        const model::NodeCost cost = model::cost(node, plan.graph);
+        flops += cost.forward + cost.backward_input + cost.backward_weight;
+      }
+      stages += fmt::format("{}{}", stages.empty() ? "" : "+", stage.value);
+      layers += (layers.empty() ? "" : " + ") + plan::describe_stage(plan.graph, nodes);
     }
     flops *= static_cast<double>(plan.config.training.batch_size / plan.mesh.data);
     const runtime::MemoryPrediction memory = runtime::predict_memory(plan, rank, threads, data_bytes);
     const runtime::ParameterLayout parameters = runtime::lay_out_parameters(plan, local, at);
     double elements = 0;
     for (const runtime::HeldParameter& held : parameters.held) elements += static_cast<double>(held.elements);
-    rows.push_back({fmt::to_string(rank), fmt::to_string(at.pipeline), fmt::to_string(at.data),
-                    fmt::to_string(at.tensor), plan::describe_stage(plan.graph, nodes), human_count(elements),
-                    human_count(flops), human_bytes(static_cast<double>(memory.activations)),
+    rows.push_back({fmt::to_string(rank), stages, fmt::to_string(at.data), fmt::to_string(at.tensor), layers,
+                    human_count(elements), human_count(flops), human_bytes(static_cast<double>(memory.activations)),
                     human_bytes(static_cast<double>(memory.total()))});
   }
   return observe::format_table(
@@ -64,27 +68,36 @@ std::string summary(const runtime::RunPlan& plan) {
 
 namespace {
 
+// [stage] of the first replica.
+std::vector<schedule::StageTimes> stage_times(const runtime::RunPlan& plan, const runtime::TrainResult& result) {
+  std::vector<schedule::StageTimes> times(static_cast<std::size_t>(plan.stages()));
+  for (std::int64_t p = 0; p < plan.mesh.pipeline; ++p) {
+    const std::int64_t rank = plan.mesh.rank({.data = 0, .pipeline = p, .tensor = 0});
+    const std::vector<StageId>& stages = plan.stages_of(p);
+    for (std::size_t s = 0; s < stages.size(); ++s) {
+      times[stages[s].index()] = result.passes[static_cast<std::size_t>(rank)].compute[s];
+    }
+  }
+  return times;
+}
+
 // What the schedule allows with the stages' own times; nothing without a pipeline or after a single step.
 std::optional<schedule::Timing> simulated_pass(const runtime::RunPlan& plan, const runtime::TrainResult& result) {
   if (plan.stages() == 1 || result.passes.empty()) return std::nullopt;
-  std::vector<schedule::StageTimes> times;
-  for (std::int64_t s = 0; s < plan.stages(); ++s) {
-    const std::int64_t rank = plan.mesh.rank({.data = 0, .pipeline = s, .tensor = 0});
-    times.push_back(result.passes[static_cast<std::size_t>(rank)].compute);
-  }
-  return schedule::simulate(plan.training, times);
+  return schedule::simulate(plan.training, stage_times(plan, result));
 }
 
 std::string pipeline_report(const runtime::RunPlan& plan, const runtime::TrainResult& result,
                             const schedule::Timing& simulated) {
   double whole = 0;
+  for (std::int64_t p = 0; p < plan.mesh.pipeline; ++p) {
+    const std::int64_t rank = plan.mesh.rank({.data = 0, .pipeline = p, .tensor = 0});
+    whole = std::max(whole, result.passes[static_cast<std::size_t>(rank)].whole);
+  }
   std::string stages;
-  for (std::int64_t s = 0; s < plan.stages(); ++s) {
-    const std::int64_t rank = plan.mesh.rank({.data = 0, .pipeline = s, .tensor = 0});
-    const runtime::RankPass& pass = result.passes[static_cast<std::size_t>(rank)];
-    whole = std::max(whole, pass.whole);
-    stages += fmt::format("{}{:.1f} + {:.1f}", s == 0 ? "" : ", ", 1e3 * pass.compute.forward,
-                          1e3 * (pass.compute.backward_input + pass.compute.backward_weight));
+  for (const schedule::StageTimes& times : stage_times(plan, result)) {
+    stages += fmt::format("{}{:.1f} + {:.1f}", stages.empty() ? "" : ", ", 1e3 * times.forward,
+                          1e3 * (times.backward_input + times.backward_weight));
   }
   return fmt::format(
       "pipeline: {:.1f} ms a step, {:.1f} by the simulator from the stages' own times (bubble {:.1f}%); forward + "
@@ -112,8 +125,11 @@ void write_summary(const runtime::RunPlan& plan, const runtime::TrainResult& res
   }
   for (std::size_t r = 0; r < result.passes.size(); ++r) {
     const auto& [compute, whole] = result.passes[r];
-    facts.passes.push_back(
-        {static_cast<int>(r), compute.forward, compute.backward_input, compute.backward_weight, whole});
+    const std::vector<StageId>& stages = plan.stages_of(plan.mesh.coordinates(static_cast<std::int64_t>(r)).pipeline);
+    for (std::size_t s = 0; s < compute.size(); ++s) {
+      facts.passes.push_back({static_cast<int>(r), stages[s].value, compute[s].forward, compute[s].backward_input,
+                              compute[s].backward_weight, whole});
+    }
   }
   if (simulated) facts.simulated_pass = simulated->step;
   try {
@@ -139,7 +155,7 @@ void report(const runtime::RunPlan& plan, const runtime::TrainResult& result) {
   for (std::size_t r = 0; r < result.memory.size(); ++r) {
     const auto& waits = result.waits[r];
     const auto per_step = [&](double seconds) { return fmt::format("{:.1f}", 1e3 * seconds / std::max(1.0, steps)); };
-    rows.push_back({fmt::to_string(r), plan::to_string(plan.mesh.coordinates(static_cast<std::int64_t>(r))),
+    rows.push_back({fmt::to_string(r), runtime::describe_place(plan, static_cast<std::int64_t>(r)),
                     human_bytes(result.memory[r].predicted), human_bytes(result.memory[r].measured),
                     per_step(waits.receive), per_step(waits.send), per_step(waits.tensor), per_step(waits.gradients)});
   }

@@ -205,9 +205,12 @@ std::vector<Range> cut_stages(const model::Graph& graph, const config::Parallel&
   if (stages > units) {
     throw Error(
         ExitCode::Usage,
-        fmt::format("parallel.pipeline: {} stages, but the model has only {} units to cut between ({} … {}); use "
+        fmt::format("parallel.pipeline: {} stages{}, but the model has only {} units to cut between ({} … {}); use "
                     "at most {}",
-                    stages, units, graph.units.front().name, graph.units.back().name, units));
+                    stages, table.ranks.size() == static_cast<std::size_t>(stages)
+                                ? ""
+                                : fmt::format(" on {} ranks", table.ranks.size()),
+                    units, graph.units.front().name, graph.units.back().name, units));
   }
   switch (parallel.partition) {
     case config::PartitionRule::Written:
