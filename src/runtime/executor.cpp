@@ -231,8 +231,7 @@ void Executor::hand_back(const Stage& from, const Stage& to, const Frame& frame,
   }
 }
 
-void Executor::forward(Stage& stage, const BatchSource& batches, const PassRequest& request,
-                       std::int32_t micro_batch) {
+void Executor::forward(Stage& stage, const BatchSource& batches, const PassRequest& request, std::int32_t micro_batch) {
   const Stopwatch watch(compute_[static_cast<std::size_t>(&stage - stages_.data())].forward);
   const StageLayout& layout = *stage.layout;
   const Frame frame = frame_of(stage, micro_batch);

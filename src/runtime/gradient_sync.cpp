@@ -218,8 +218,8 @@ GradientMemory gradient_memory(const RunPlan& plan, const ParameterLayout& param
     memory.neighbours += neighbours * held.gradients.size() * static_cast<std::size_t>(duty) * sizeof(float);
     const auto& uses = plan.uses(held.id);
     if (uses.size() < 2) continue;
-    const auto remote =
-        std::count_if(uses.begin(), uses.end(), [&](const auto& use) { return plan.rank_of(use.stage) != at.pipeline; });
+    const auto remote = std::count_if(uses.begin(), uses.end(),
+                                      [&](const auto& use) { return plan.rank_of(use.stage) != at.pipeline; });
     memory.own += static_cast<std::size_t>(remote) * sizeof(float) *
                   static_cast<std::size_t>(parameters.shared ? duty : held.elements);
   }

@@ -82,8 +82,7 @@ schedule::Schedule made_for(const RunPlan& plan, const config::Parallel& paralle
   return schedule::automatic(times, options).schedule;
 }
 
-schedule::Schedule compute_schedule(const RunPlan& plan, const config::Parallel& parallel,
-                                    std::int64_t micro_batches) {
+schedule::Schedule compute_schedule(const RunPlan& plan, const config::Parallel& parallel, std::int64_t micro_batches) {
   switch (parallel.schedule) {
     case config::ScheduleName::File:
       return table_of_file(parallel, micro_batches);
@@ -292,8 +291,8 @@ MemoryPrediction predict_memory(const RunPlan& plan, std::int64_t rank, int thre
   const RankArena forward = rank_layouts(plan, local, at.pipeline, threads, /*training=*/false).arena;
   memory.activations =
       std::max(training.bytes, forward.bytes) + std::max(training.message_bytes, forward.message_bytes);
-  const ReductionMemory sums = reduction_memory(reduction_sizes(plan, local, at.pipeline), static_cast<int>(plan.mesh.tensor),
-                                                on_one_node(plan, at).tensor);
+  const ReductionMemory sums = reduction_memory(reduction_sizes(plan, local, at.pipeline),
+                                                static_cast<int>(plan.mesh.tensor), on_one_node(plan, at).tensor);
   const GradientMemory exchange = gradient_memory(plan, parameters, at);
   memory.communication = sums.own + sums.neighbours + exchange.own + exchange.neighbours;
   memory.elsewhere = sums.neighbours + exchange.neighbours;

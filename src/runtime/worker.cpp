@@ -95,8 +95,9 @@ Worker::Worker(comm::Communicator& world, const RunPlan& plan, const storage::Da
   const RankArena& evaluating = forward_only_->layouts.arena;
   const RankArena& larger = training ? training_->layouts.arena : evaluating;
   arena_ = Buffer(std::max(larger.bytes, evaluating.bytes));
-  messages_ = std::make_unique<StageMessages>(*pipeline_ranks_, std::max(larger.message_bytes, evaluating.message_bytes),
-                                              boundary_numbers(plan.training.rank_of_stage));
+  messages_ =
+      std::make_unique<StageMessages>(*pipeline_ranks_, std::max(larger.message_bytes, evaluating.message_bytes),
+                                      boundary_numbers(plan.training.rank_of_stage));
   if (training) wire(*training_, plan.training, plan.training_slots, 0);
   wire(*forward_only_, plan.forward_only, plan.forward_only_slots, 1);
   if (training) {
@@ -124,8 +125,8 @@ void Worker::wire(Program& program, const schedule::Schedule& schedule, const st
     const StageId stage = plan_.stages_of(at_.pipeline)[s];
     program.runners.push_back(
         std::make_unique<StageRunner>(plan_.graph, local_, layout, *parameters_, pool_, *tensor_));
-    stages.push_back({stage, &slots[stage.index()], &layout, program.layouts.arena.stages[s],
-                      program.runners.back().get()});
+    stages.push_back(
+        {stage, &slots[stage.index()], &layout, program.layouts.arena.stages[s], program.runners.back().get()});
   }
   program.executor = std::make_unique<Executor>(plan_.graph, schedule, std::move(stages), arena_.data(), *messages_,
                                                 channel, stage_ranks());

@@ -84,7 +84,9 @@ class Executor {
     const Stage* after = nullptr;
   };
 
-  Stage& stage_of(const schedule::Action& action) { return stages_[static_cast<std::size_t>(place_of_[action.stage.index()])]; }
+  Stage& stage_of(const schedule::Action& action) {
+    return stages_[static_cast<std::size_t>(place_of_[action.stage.index()])];
+  }
   const Stage* here(std::int64_t stage) const;
   std::byte* slot_of(const Stage& stage, Region region, std::int32_t slot) const;
   template <class MakeTransfer>
@@ -101,8 +103,7 @@ class Executor {
   void send(Sender& sender, std::int32_t micro_batch);
   void drain(Sender& sender);
   void begin_pass();
-  void walk(const schedule::Action& action, const BatchSource& batches, const PassRequest& request,
-            GradientSync* sync);
+  void walk(const schedule::Action& action, const BatchSource& batches, const PassRequest& request, GradientSync* sync);
   void forward(Stage& stage, const BatchSource& batches, const PassRequest& request, std::int32_t micro_batch);
   void backward(Stage& stage, const schedule::Action& action, const BatchSource& batches, const PassRequest& request,
                 GradientSync* sync);
@@ -117,7 +118,7 @@ class Executor {
   std::vector<Stage> stages_;
   std::vector<std::int32_t> place_of_;  // [stage] → index in stages_; −1: on another rank
   const std::vector<schedule::Action>* row_ = nullptr;
-  std::size_t reductions_ = 0;       // of this pass so far
+  std::size_t reductions_ = 0;      // of this pass so far
   std::vector<LossResult> losses_;  // [micro-batch]
   std::vector<std::uint8_t> valid_;
   double receive_wait_ = 0, send_wait_ = 0;
