@@ -88,7 +88,7 @@ TEST_CASE("a stage of delays alone takes F, I and W once a micro-batch, on the f
     const Run two = run(model, {"parallel.pipeline=2", "parallel.schedule=" + schedule}, 2);
     CHECK(two.losses == one.losses);
     for (std::size_t rank = 0; rank < 2; ++rank) {
-      const schedule::StageTimes& compute = two.times[rank].compute;
+      const schedule::StageTimes& compute = two.times[rank].compute.front();
       constexpr double kMicroBatches = 3 * 4;  // of three steps
       const double separate = 3 * two.separate_weights[rank];
       CHECK(compute.forward >= kMicroBatches * 1e-3);
