@@ -316,7 +316,7 @@ MemoryPrediction predict_memory(const RunPlan& plan, std::int64_t rank, int thre
         return other >= 0 && other < plan.stages() && plan.rank_of(StageId(other)) != at.pipeline;
       };
       const auto count = [&](const std::vector<Port>& ports) {
-        for (const Port& port : ports) received += schedule::kSendSlots * port.bytes;
+        for (const Port& port : ports) received += kSendRing * port.bytes;
       };
       if (elsewhere(stage - 1)) count(training_stages.stages[s].inputs);
       if (elsewhere(stage + 1)) count(training_stages.stages[s].outputs);
