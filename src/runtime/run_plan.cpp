@@ -72,7 +72,7 @@ schedule::Schedule table_to_cut_for(const config::Parallel& parallel, std::int64
 }
 
 // Within about a second. Times are FLOPs.
-schedule::Schedule made_for(const RunPlan& plan, const config::Parallel& parallel, std::int64_t micro_batches) {
+schedule::Schedule made_for(RunPlan& plan, const config::Parallel& parallel, std::int64_t micro_batches) {
   constexpr std::int64_t kWork = 4'000'000;
   std::vector<schedule::StageTimes> times;
   for (std::int64_t s = 0; s < plan.stages(); ++s) times.push_back(stage_flops(plan, StageId(s)));
@@ -80,10 +80,16 @@ schedule::Schedule made_for(const RunPlan& plan, const config::Parallel& paralle
   options.ranks = parallel.pipeline;
   options.micro_batches = micro_batches;
   options.tries = std::min(options.tries, kWork / (plan.stages() * micro_batches * options.ranks));
-  return schedule::automatic(times, options).schedule;
+  schedule::Automatic made = schedule::automatic(times, options);
+  constexpr double kRounding = 1e-9;
+  plan.schedule_origin =
+      made.gap() < kRounding
+          ? fmt::format("{}, none is faster by these times", made.origin)
+          : fmt::format("{}, at most {:.1f}% slower than the fastest by these times", made.origin, 100 * made.gap());
+  return std::move(made.schedule);
 }
 
-schedule::Schedule compute_schedule(const RunPlan& plan, const config::Parallel& parallel, std::int64_t micro_batches) {
+schedule::Schedule compute_schedule(RunPlan& plan, const config::Parallel& parallel, std::int64_t micro_batches) {
   switch (parallel.schedule) {
     case config::ScheduleName::File:
       return table_of_file(parallel, micro_batches);
@@ -312,7 +318,7 @@ MemoryPrediction predict_memory(const RunPlan& plan, std::int64_t rank, int thre
         return other >= 0 && other < plan.stages() && plan.rank_of(StageId(other)) != at.pipeline;
       };
       const auto count = [&](const std::vector<Port>& ports) {
-        for (const Port& port : ports) received += schedule::kSendSlots * port.bytes;
+        for (const Port& port : ports) received += kSendRing * port.bytes;
       };
       if (elsewhere(stage - 1)) count(training_stages.stages[s].inputs);
       if (elsewhere(stage + 1)) count(training_stages.stages[s].outputs);

@@ -404,8 +404,8 @@ ArenaLayout lay_out_arena(const StageLayout& stage, const schedule::StageSlots& 
   set(Region::WeightInput, slots.weight_input_count);
   set(Region::WeightGradient, slots.weight_gradient_count);
   set(Region::OutputGradient, slots.output_gradient_count);
-  set(Region::SendForward, schedule::kSendSlots);
-  set(Region::SendBackward, schedule::kSendSlots);
+  set(Region::SendForward, kSendRing);
+  set(Region::SendBackward, kSendRing);
   for (std::size_t region = 0; region < kRegions; ++region) {
     std::size_t& end = is_message(static_cast<Region>(region)) ? arena.message_bytes : arena.bytes;
     arena.begin[region] = end;

@@ -116,6 +116,11 @@ struct StageLayout {
 
 StageLayout lay_out(const LayoutRequest& request);
 
+/// Buffers of the ring that a stage's messages of one direction leave from. The table's rules (and so its proof and its
+/// simulated time) let a message go as soon as its receive is posted, which is when the one before has been received;
+/// out of shared memory it is taken only when it is received itself, one message later: a buffer more.
+inline constexpr std::int32_t kSendRing = schedule::kSendSlots + 1;
+
 /// Where each region's slots begin for these slot counts: those of outgoing messages in memory of their own, all others
 /// in the arena.
 struct ArenaLayout {

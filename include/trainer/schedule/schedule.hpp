@@ -166,6 +166,11 @@ struct Violation {
 /// actions.
 std::optional<Violation> verify(const Schedule& schedule);
 
+/// [rank] (stage, micro-batch) pairs held at most from F to W or B.
+std::vector<std::int64_t> most_held(const Schedule& schedule);
+/// The first forward with which a rank holds more than `cap` of them; nullopt: all ranks stay within it.
+std::optional<Violation> over_cap(const Schedule& schedule, std::int64_t cap);
+
 /// Times for the simulator, seconds.
 struct StageTimes {
   double forward = 1, backward_input = 1, backward_weight = 1;
