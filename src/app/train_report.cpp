@@ -51,6 +51,12 @@ std::string partition_table(const runtime::RunPlan& plan, int threads, std::size
       rows);
 }
 
+// A step of the table, as the run's optimizer step lets passes follow each other.
+static schedule::Timing timing_of(const runtime::RunPlan& plan, const std::vector<schedule::StageTimes>& times) {
+  return plan.config.training.optimistic_step ? schedule::simulate_without_barrier(plan.training, times)
+                                              : schedule::simulate(plan.training, times);
+}
+
 // What the backward computes again, and what it costs beside "FLOPs a step".
 static std::string recompute_line(const runtime::RunPlan& plan) {
   if (plan.config.training.recompute == config::Recompute::None) return {};
@@ -65,7 +71,7 @@ std::string summary(const runtime::RunPlan& plan) {
   for (std::int64_t s = 0; s < plan.stages(); ++s) {
     times.push_back(runtime::stage_flops(plan, StageId(s)));
   }
-  const double bubble = schedule::simulate(plan.training, times).bubble();
+  const double bubble = timing_of(plan, times).bubble();
   return fmt::format(
       "model: {} parameters, {} units, {} FLOPs a step\n"
       "mesh: data {} × pipeline {} × tensor {} = {} ranks; {} micro-batches of {} samples a replica\n"
@@ -96,7 +102,7 @@ std::vector<schedule::StageTimes> stage_times(const runtime::RunPlan& plan, cons
 // What the schedule allows with the stages' own times; nothing without a pipeline or after a single step.
 std::optional<schedule::Timing> simulated_pass(const runtime::RunPlan& plan, const runtime::TrainResult& result) {
   if (plan.stages() == 1 || result.passes.empty()) return std::nullopt;
-  return schedule::simulate(plan.training, stage_times(plan, result));
+  return timing_of(plan, stage_times(plan, result));
 }
 
 std::string pipeline_report(const runtime::RunPlan& plan, const runtime::TrainResult& result,
