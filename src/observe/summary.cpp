@@ -29,6 +29,17 @@ std::string to_json(const RunSummary& summary) {
                               {"whole", p.whole}});
   }
   if (summary.simulated_pass) json["simulated_pass"] = *summary.simulated_pass;
+  json["time"] = Json::array();
+  for (std::size_t r = 0; r < summary.splits.size(); ++r) {
+    Json rank{{"rank", r}, {"step", summary.splits[r].step()}};
+    for (const TimePart& part : kTimeParts) rank[std::string(part.name)] = summary.splits[r].*part.seconds;
+    json["time"].push_back(std::move(rank));
+  }
+  json["predictions"] = Json::array();
+  for (const RunSummary::Promise& p : summary.promises) {
+    json["predictions"].push_back(
+        {{"what", p.what}, {"source", p.source}, {"predicted", p.predicted}, {"measured", p.measured}});
+  }
   return json.dump(2) + "\n";
 }
 

@@ -1,7 +1,6 @@
 #include "trainer/runtime/executor.hpp"
 
 #include <algorithm>
-#include <chrono>
 
 #include "trainer/core/error.hpp"
 
@@ -11,21 +10,6 @@ namespace {
 
 using schedule::Action;
 using schedule::ActionKind;
-
-using Clock = std::chrono::steady_clock;
-
-// Adds the time of its life.
-class Stopwatch {
- public:
-  explicit Stopwatch(double& sum) : sum_(sum) {}
-  ~Stopwatch() { sum_ += std::chrono::duration<double>(Clock::now() - begin_).count(); }
-  Stopwatch(const Stopwatch&) = delete;
-  Stopwatch& operator=(const Stopwatch&) = delete;
-
- private:
-  double& sum_;
-  Clock::time_point begin_ = Clock::now();
-};
 
 enum class Direction { Forward = 0, Backward = 1 };
 
@@ -45,11 +29,16 @@ std::vector<std::int32_t> order_of(const std::vector<Action>& actions, StageId s
   return order;
 }
 
+Activity activity_of(ActionKind backward) {
+  if (backward == ActionKind::Backward) return Activity::Backward;
+  return backward == ActionKind::BackwardInput ? Activity::BackwardInput : Activity::BackwardWeight;
+}
+
 }  // namespace
 
 Executor::Executor(const model::Graph& graph, const schedule::Schedule& schedule, const schedule::StageSlots& slots,
                    StageId stage, const StageLayout& layout, std::byte* arena, StageRunner& runner,
-                   StageMessages& messages, int channel, std::vector<int> world_ranks)
+                   StageMessages& messages, int channel, std::vector<int> world_ranks, ActionLog* log)
     : graph_(graph),
       schedule_(schedule),
       slots_(slots),
@@ -59,7 +48,8 @@ Executor::Executor(const model::Graph& graph, const schedule::Schedule& schedule
       arena_layout_(lay_out_arena(layout, slots)),
       runner_(runner),
       messages_(messages),
-      world_ranks_(std::move(world_ranks)) {
+      world_ranks_(std::move(world_ranks)),
+      log_(log) {
   const int rank = schedule.rank_of_stage[stage.index()];
   const auto& actions = schedule.ranks[static_cast<std::size_t>(rank)];
   if (stage.value > 0) wire_inputs(channel);
@@ -160,9 +150,11 @@ void Executor::post_next(Receiver& receiver) {
 
 void Executor::receive(Receiver& receiver, std::int32_t micro_batch) {
   const auto slot = static_cast<std::size_t>((*receiver.slot_of)[static_cast<std::size_t>(micro_batch)]);
-  const StageId peer(&receiver == &forward_receiver_ ? stage_.value - 1 : stage_.value + 1);
-  for (Lane& lane : receiver.ports)
-    receive_wait_ += comm::wait(*lane.slots[slot], {receiver.what, world_rank(peer), micro_batch});
+  const bool forward = &receiver == &forward_receiver_;
+  const StageId peer(forward ? stage_.value - 1 : stage_.value + 1);
+  const ActivitySpan span(log_, forward ? Activity::ReceiveForward : Activity::ReceiveBackward, stage_.value,
+                          micro_batch);
+  for (Lane& lane : receiver.ports) comm::wait(*lane.slots[slot], {receiver.what, world_rank(peer), micro_batch});
   post_next(receiver);
 }
 
@@ -170,37 +162,44 @@ void Executor::reserve(Sender& sender, std::int32_t micro_batch) {
   const std::int32_t entry = sender.produced++ % schedule::kSendSlots;
   sender.ring_of[static_cast<std::size_t>(micro_batch)] = entry;
   const StageId peer(&sender == &forward_sender_ ? stage_.value + 1 : stage_.value - 1);
+  const ActivitySpan span(log_, Activity::SendWait, stage_.value, micro_batch);
   for (Lane& lane : sender.ports) {
-    send_wait_ +=
-        comm::wait(*lane.slots[static_cast<std::size_t>(entry)], {sender.what, world_rank(peer), micro_batch});
+    comm::wait(*lane.slots[static_cast<std::size_t>(entry)], {sender.what, world_rank(peer), micro_batch});
   }
 }
 
 void Executor::send(Sender& sender, std::int32_t micro_batch) {
   const auto entry = static_cast<std::size_t>(sender.ring_of[static_cast<std::size_t>(micro_batch)]);
+  const bool forward = &sender == &forward_sender_;
+  const ActivitySpan span(log_, forward ? Activity::SendForward : Activity::SendBackward, stage_.value, micro_batch);
   for (Lane& lane : sender.ports) lane.slots[entry]->start();
 }
 
 void Executor::drain(Sender& sender) {
+  const ActivitySpan span(log_, Activity::SendWait, stage_.value);
   for (Lane& lane : sender.ports) {
-    for (auto& transfer : lane.slots) send_wait_ += comm::wait(*transfer, {sender.what, -1, -1});
+    for (auto& transfer : lane.slots) comm::wait(*transfer, {sender.what, -1, -1});
   }
 }
 
 void Executor::forward(const BatchSource& batches, const PassRequest& request, std::int32_t micro_batch) {
-  const Stopwatch watch(compute_.forward);
+  const ActivitySpan span(log_, Activity::Forward, stage_.value, micro_batch);
   const Frame frame = frame_of(micro_batch);
   const auto m = static_cast<std::size_t>(micro_batch);
   if (std::byte* input = at(frame, layout_.data_input)) {
+    const ActivitySpan data(log_, Activity::Data);
     batches.load_inputs(micro_batch, reinterpret_cast<std::int32_t*>(input), reinterpret_cast<float*>(input));
   }
   const bool classes = graph_.values[graph_.target.index()].kind == model::ValueKind::Tokens;
   runner_.forward(frame, batch_of(batches, request, micro_batch));
   if (!layout_.loss.present) return;
-  std::byte* target = at(frame, layout_.loss.target);
-  batches.load_targets(micro_batch, classes ? reinterpret_cast<std::int32_t*>(target) : nullptr,
-                       classes ? nullptr : reinterpret_cast<float*>(target));
-  batches.load_valid(micro_batch, valid_.data());
+  {
+    const ActivitySpan data(log_, Activity::Data);
+    std::byte* target = at(frame, layout_.loss.target);
+    batches.load_targets(micro_batch, classes ? reinterpret_cast<std::int32_t*>(target) : nullptr,
+                         classes ? nullptr : reinterpret_cast<float*>(target));
+    batches.load_valid(micro_batch, valid_.data());
+  }
   losses_[m] = runner_.loss(
       frame,
       {.scale = static_cast<float>(request.loss_scale), .count_hits = request.count_hits, .valid = valid_.data()});
@@ -216,7 +215,7 @@ void Executor::backward(const Action& action, const BatchSource& batches, const 
     runner_.weight_done = nullptr;
     if (last) runner_.weight_done = [sync](NodeId node) { sync->weight_done(node); };
   }
-  const Stopwatch watch(action.kind == ActionKind::BackwardWeight ? compute_.backward_weight : compute_.backward_input);
+  const ActivitySpan span(log_, activity_of(action.kind), stage_.value, m);
   const Frame frame = frame_of(m);
   const ops::MicroBatch batch = batch_of(batches, request, m);
   if (action.kind == ActionKind::Backward) {
@@ -229,7 +228,7 @@ void Executor::backward(const Action& action, const BatchSource& batches, const 
 }
 
 PassResult Executor::run(const BatchSource& batches, const PassRequest& request, GradientSync* sync) {
-  const Stopwatch watch(pass_);
+  const ActivitySpan pass(log_, Activity::Pass);
   std::fill(losses_.begin(), losses_.end(), LossResult{});
   forward_receiver_.posted = backward_receiver_.posted = 0;
   forward_sender_.produced = backward_sender_.produced = 0;

@@ -26,16 +26,26 @@ struct RunSummary {
   /// Mean seconds of the steps' passes over the schedule, but for the first step.
   struct Pass {
     int rank = 0;
-    double forward = 0, backward_input = 0, backward_weight = 0;  // computing, a micro-batch
+    double forward = 0, backward_input = 0, backward_weight = 0;  // computing, a micro-batch on all stages of the rank
     double whole = 0;                                             // a step, with waits
   };
   std::vector<Pass> passes;
   std::optional<double> simulated_pass;  // of a pipeline: what `whole` would be without any other loss
+  std::vector<TimeSplit> splits;         // [rank] of a step, its mean but for the first one
+  /// Before the run and after it.
+  struct Promise {
+    std::string what;    // "step seconds"
+    std::string source;  // "the cost model"
+    double predicted = 0, measured = 0;
+  };
+  std::vector<Promise> promises;
 };
 
 /// {"first_step", "last_step", "loss", "validation_loss"?, "accuracy"?, "seconds", "exit_code",
 ///  "peak_memory": [{"rank", "predicted", "measured", "live_set", "process"}, …],
-///  "passes": [{"rank", "forward", "backward_input", "backward_weight", "whole"}, …], "simulated_pass"?}
+///  "passes": [{"rank", "forward", "backward_input", "backward_weight", "whole"}, …], "simulated_pass"?,
+///  "time": [{"rank", "step", "forward", …, "checkpoint"}, …], "predictions": [{"what", "source", "predicted",
+///  "measured"}, …]}
 std::string to_json(const RunSummary& summary);
 
 /// {"step", "validation_loss", "accuracy"?, "validation_targets"}

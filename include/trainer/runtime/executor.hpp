@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "trainer/comm/communicator.hpp"
+#include "trainer/core/action_log.hpp"
 #include "trainer/runtime/batch_source.hpp"
 #include "trainer/runtime/gradient_sync.hpp"
 #include "trainer/runtime/stage_messages.hpp"
@@ -32,19 +33,13 @@ class Executor {
  public:
   /// The memory of `arena` (lay_out_arena) and everything referred to must stay. `messages`: rank = stage.
   /// Transfers of two executors over the same messages are kept apart by `channel` (0 or 1), not their memory: they
-  /// take turns. Not collective, but peers must make theirs alike.
+  /// take turns. Not collective, but peers must make theirs alike. `log` (may be null) gets what it does when.
   Executor(const model::Graph& graph, const schedule::Schedule& schedule, const schedule::StageSlots& slots,
            StageId stage, const StageLayout& layout, std::byte* arena, StageRunner& runner, StageMessages& messages,
-           int channel, std::vector<int> world_ranks);
+           int channel, std::vector<int> world_ranks, ActionLog* log = nullptr);
 
   /// One walk over the table; `sync` may be null (forward only). Allocates nothing.
   PassResult run(const BatchSource& batches, const PassRequest& request, GradientSync* sync);
-
-  /// Computing so far, and whole walks with their waits. A joint backward counts as backward_input.
-  const schedule::StageTimes& compute_seconds() const { return compute_; }
-  double pass_seconds() const { return pass_; }
-  double receive_wait_seconds() const { return receive_wait_; }
-  double send_wait_seconds() const { return send_wait_; }
 
  private:
   // Messages of one direction and port: a transfer for each slot, one message at a time for each.
@@ -98,9 +93,7 @@ class Executor {
   Sender forward_sender_, backward_sender_;
   std::vector<LossResult> losses_;  // [micro-batch]
   std::vector<std::uint8_t> valid_;
-  double receive_wait_ = 0, send_wait_ = 0;
-  schedule::StageTimes compute_{0, 0, 0};
-  double pass_ = 0;
+  ActionLog* log_;
 };
 
 }  // namespace trainer::runtime

@@ -28,7 +28,9 @@ struct StepOutcome {
 class Worker {
  public:
   /// Collective. The plan and the data set must outlive the worker. `training` false: evaluation only, no gradients.
-  Worker(comm::Communicator& world, const RunPlan& plan, const storage::Dataset& data, ThreadPool& pool, bool training);
+  /// `log` (may be null) gets what this rank does when.
+  Worker(comm::Communicator& world, const RunPlan& plan, const storage::Dataset& data, ThreadPool& pool, bool training,
+         ActionLog* log = nullptr);
   ~Worker();
 
   void initialise();
@@ -52,18 +54,6 @@ class Worker {
   /// Weights, and after a step the gradients it summed (before clipping).
   Parameters& parameters() { return *parameters_; }
 
-  /// Seconds this rank has waited so far, by reason.
-  struct Waits {
-    double receive = 0, send = 0, tensor = 0, gradients = 0;
-  };
-  Waits waits() const;
-  /// Seconds of the training passes so far.
-  struct PassTimes {
-    schedule::StageTimes compute{0, 0, 0};  // a joint backward counts as backward_input
-    double whole = 0;                       // with waits
-  };
-  PassTimes pass_times() const;
-
  private:
   struct Program;  // a layout, its runner and executor
   GlobalBatch training_batch(std::int64_t step) const;
@@ -77,6 +67,7 @@ class Worker {
   const storage::Dataset& data_;
   ThreadPool& pool_;
   comm::Communicator& world_;
+  ActionLog* log_;
   plan::Coordinates at_;
   StageId stage_;
   plan::LocalGraph local_;
