@@ -49,6 +49,9 @@ std::unique_ptr<storage::CheckpointReader> open_checkpoint(const std::string& pa
 /// Contents of a configuration file. Throws Error(Usage) when it cannot be read.
 std::string read_config(const std::string& path);
 
+/// Contents of a file with a schedule. Throws Error(Usage) when it cannot be read.
+std::string read_schedule_file(const std::string& path);
+
 /// Name, version and libraries, one line.
 std::string version_text();
 

@@ -100,6 +100,13 @@ config::Config agreed_config(comm::Communicator& world, const config::TrainComma
   text = world.gather_strings(text).front();
   config::Config config;
   runtime::agree(world, [&] { config = config::parse(text, command.config_path, command.overrides); });
+  if (config.parallel.schedule == config::ScheduleName::File) {
+    std::string table;
+    runtime::agree(world, [&] {
+      if (world.rank() == 0) table = read_schedule_file(config.parallel.schedule_file);
+    });
+    config.parallel.schedule_text = world.gather_strings(table).front();
+  }
   return config;
 }
 

@@ -21,24 +21,28 @@ std::string partition_table(const runtime::RunPlan& plan, int threads, std::size
   std::vector<std::vector<std::string>> rows;
   for (std::int64_t rank = 0; rank < plan.mesh.size(); ++rank) {
     const plan::Coordinates at = plan.mesh.coordinates(rank);
-    const StageId stage(at.pipeline);
     const plan::LocalGraph local = plan::shard(plan.graph, plan.mesh.tensor, at.tensor);
     double flops = 0;
-    const Range nodes = plan.nodes(stage);
-    for (std::int64_t i = nodes.begin; i < nodes.end; ++i) {
-      model::Node node = plan.graph.nodes[static_cast<std::size_t>(i)];
-      node.op = local.nodes[static_cast<std::size_t>(i)].op;
-      const model::NodeCost cost = model::cost(node, plan.graph);
-      flops += cost.forward + cost.backward_input + cost.backward_weight;
+    std::string stages;
+    std::string layers;
+    for (const StageId stage : plan.stages_of(at.pipeline)) {
+      const Range nodes = plan.nodes(stage);
+      for (std::int64_t i = nodes.begin; i < nodes.end; ++i) {
+        model::Node node = plan.graph.nodes[static_cast<std::size_t>(i)];
+        node.op = local.nodes[static_cast<std::size_t>(i)].op;
+        const model::NodeCost cost = model::cost(node, plan.graph);
+        flops += cost.forward + cost.backward_input + cost.backward_weight;
+      }
+      stages += fmt::format("{}{}", stages.empty() ? "" : "+", stage.value);
+      layers += (layers.empty() ? "" : " + ") + plan::describe_stage(plan.graph, nodes);
     }
     flops *= static_cast<double>(plan.config.training.batch_size / plan.mesh.data);
     const runtime::MemoryPrediction memory = runtime::predict_memory(plan, rank, threads, data_bytes);
     const runtime::ParameterLayout parameters = runtime::lay_out_parameters(plan, local, at);
     double elements = 0;
     for (const runtime::HeldParameter& held : parameters.held) elements += static_cast<double>(held.elements);
-    rows.push_back({fmt::to_string(rank), fmt::to_string(at.pipeline), fmt::to_string(at.data),
-                    fmt::to_string(at.tensor), plan::describe_stage(plan.graph, nodes), human_count(elements),
-                    human_count(flops), human_bytes(static_cast<double>(memory.activations)),
+    rows.push_back({fmt::to_string(rank), stages, fmt::to_string(at.data), fmt::to_string(at.tensor), layers,
+                    human_count(elements), human_count(flops), human_bytes(static_cast<double>(memory.activations)),
                     human_bytes(static_cast<double>(memory.total()))});
   }
   return observe::format_table(
@@ -71,11 +75,11 @@ std::optional<schedule::Timing> simulated_pass(const runtime::RunPlan& plan, con
   std::optional<schedule::Timing> slowest;
   for (std::int64_t d = 0; d < plan.mesh.data; ++d) {
     for (std::int64_t t = 0; t < plan.mesh.tensor; ++t) {
-      std::vector<schedule::StageTimes> times;
-      std::vector<std::size_t> next(static_cast<std::size_t>(plan.mesh.pipeline), 0);  // stage of its rank
-      for (const std::int32_t p : plan.training.rank_of_stage) {
+      std::vector<schedule::StageTimes> times(static_cast<std::size_t>(plan.stages()));
+      for (std::int64_t p = 0; p < plan.mesh.pipeline; ++p) {
         const auto rank = static_cast<std::size_t>(plan.mesh.rank({.data = d, .pipeline = p, .tensor = t}));
-        times.push_back(result.passes[rank].stages.at(next[static_cast<std::size_t>(p)]++));
+        const std::vector<StageId>& stages = plan.stages_of(p);
+        for (std::size_t s = 0; s < stages.size(); ++s) times[stages[s].index()] = result.passes[rank].compute[s];
       }
       schedule::Timing timing = schedule::simulate(plan.training, times);
       if (!slowest || timing.step > slowest->step) slowest = std::move(timing);
@@ -147,7 +151,7 @@ std::string time_table(const runtime::RunPlan& plan, const runtime::TrainResult&
   std::vector<std::vector<std::string>> rows;
   for (std::size_t r = 0; r < result.splits.size(); ++r) {
     const TimeSplit& split = result.splits[r];
-    rows.push_back({fmt::to_string(r), plan::to_string(plan.mesh.coordinates(static_cast<std::int64_t>(r))),
+    rows.push_back({fmt::to_string(r), runtime::describe_place(plan, static_cast<std::int64_t>(r)),
                     fmt::format("{:.2f}", 1e3 * split.step()), fmt::format("{:.2f}", 1e3 * split.compute())});
   }
   for (std::size_t p = 4; p < kTimeParts.size(); ++p) {  // behind those of computing
@@ -166,7 +170,7 @@ std::string time_table(const runtime::RunPlan& plan, const runtime::TrainResult&
 std::string memory_table(const runtime::RunPlan& plan, const runtime::TrainResult& result) {
   std::vector<std::vector<std::string>> rows;
   for (std::size_t r = 0; r < result.memory.size(); ++r) {
-    rows.push_back({fmt::to_string(r), plan::to_string(plan.mesh.coordinates(static_cast<std::int64_t>(r))),
+    rows.push_back({fmt::to_string(r), runtime::describe_place(plan, static_cast<std::int64_t>(r)),
                     human_bytes(result.memory[r].predicted), human_bytes(result.memory[r].measured)});
   }
   return observe::format_table({"rank", "place", "memory since start: predicted", "measured"}, rows);
@@ -192,14 +196,12 @@ void write_summary(const runtime::RunPlan& plan, const runtime::TrainResult& res
     facts.memory.push_back({static_cast<int>(r), memory.predicted, memory.measured, memory.live_set, memory.process});
   }
   for (std::size_t r = 0; r < result.passes.size(); ++r) {
-    schedule::StageTimes sum{0, 0, 0};
-    for (const schedule::StageTimes& stage : result.passes[r].stages) {
-      sum.forward += stage.forward;
-      sum.backward_input += stage.backward_input;
-      sum.backward_weight += stage.backward_weight;
+    const std::vector<schedule::StageTimes>& compute = result.passes[r].compute;
+    const std::vector<StageId>& stages = plan.stages_of(plan.mesh.coordinates(static_cast<std::int64_t>(r)).pipeline);
+    for (std::size_t s = 0; s < compute.size(); ++s) {
+      facts.passes.push_back({static_cast<int>(r), stages[s].value, compute[s].forward, compute[s].backward_input,
+                              compute[s].backward_weight, result.passes[r].whole});
     }
-    facts.passes.push_back(
-        {static_cast<int>(r), sum.forward, sum.backward_input, sum.backward_weight, result.passes[r].whole});
   }
   if (simulated) facts.simulated_pass = simulated->step;
   facts.splits = result.splits;

@@ -12,6 +12,9 @@ namespace trainer::plan {
 
 namespace {
 
+// A millisecond of a "delay" layer weighs as much, so that "flops" can cut models of such layers; a core's rate.
+constexpr double kDelayFlops = 1e8;
+
 constexpr double kNever = std::numeric_limits<double>::infinity();
 
 double combine(double a, double b, bool largest) { return largest ? std::max(a, b) : a + b; }
@@ -202,9 +205,12 @@ std::vector<Range> cut_stages(const model::Graph& graph, const config::Parallel&
   if (stages > units) {
     throw Error(
         ExitCode::Usage,
-        fmt::format("parallel.pipeline: {} stages, but the model has only {} units to cut between ({} … {}); use "
+        fmt::format("parallel.pipeline: {} stages{}, but the model has only {} units to cut between ({} … {}); use "
                     "at most {}",
-                    stages, units, graph.units.front().name, graph.units.back().name, units));
+                    stages, table.ranks.size() == static_cast<std::size_t>(stages)
+                                ? ""
+                                : fmt::format(" on {} ranks", table.ranks.size()),
+                    units, graph.units.front().name, graph.units.back().name, units));
   }
   switch (parallel.partition) {
     case config::PartitionRule::Written:
@@ -232,6 +238,11 @@ schedule::StageTimes flops_of(const model::Graph& graph, Range nodes) {
     times.forward += cost.forward;
     times.backward_input += cost.backward_input;
     times.backward_weight += cost.backward_weight;
+    if (const auto* delay = std::get_if<model::Delay>(&graph.nodes[static_cast<std::size_t>(i)].op)) {
+      times.forward += kDelayFlops * delay->forward_ms;
+      times.backward_input += kDelayFlops * delay->backward_input_ms;
+      times.backward_weight += kDelayFlops * delay->backward_weight_ms;
+    }
   }
   return times;
 }

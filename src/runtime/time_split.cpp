@@ -109,12 +109,12 @@ std::vector<TimeSplit> split_ranks(const RunPlan& plan, const std::vector<RankTi
     splits.push_back(split);
   }
   if (ranks.empty() || plan.mesh.pipeline == 1) return splits;
-  std::vector<schedule::StageTimes> times(plan.training.rank_of_stage.size());
+  std::vector<schedule::StageTimes> times(static_cast<std::size_t>(plan.stages()));
   for (std::int64_t d = 0; d < plan.mesh.data; ++d) {
     for (std::int64_t t = 0; t < plan.mesh.tensor; ++t) {
       const auto world_rank = [&](std::int64_t p) { return static_cast<std::size_t>(plan.mesh.rank({d, p, t})); };
       for (std::size_t s = 0; s < times.size(); ++s) {
-        times[s] = stage_times(ranks[world_rank(plan.training.rank_of_stage[s])].stages[s]);
+        times[s] = stage_times(ranks[world_rank(plan.rank_of(StageId(static_cast<std::int64_t>(s))))].stages[s]);
       }
       const std::vector<ForcedIdle> idle = forced_idle(plan.training, times);
       for (std::int64_t p = 0; p < plan.mesh.pipeline; ++p) {
@@ -129,14 +129,8 @@ std::vector<TimeSplit> split_ranks(const RunPlan& plan, const std::vector<RankTi
 
 StepTimes::StepTimes(comm::Communicator& world, const RunPlan& plan, const ActionLog& log)
     : world_(world), plan_(plan), log_(log) {
-  const auto pipeline_rank = plan.mesh.coordinates(world.rank()).pipeline;
   std::size_t most = 0;  // stages of a rank
-  std::vector<std::size_t> count(static_cast<std::size_t>(plan.mesh.pipeline), 0);
-  for (std::size_t s = 0; s < plan.training.rank_of_stage.size(); ++s) {
-    const std::int32_t rank = plan.training.rank_of_stage[s];
-    most = std::max(most, ++count[static_cast<std::size_t>(rank)]);
-    if (rank == pipeline_rank) held_.push_back(s);
-  }
+  for (const auto& stages : plan.stages_of_rank) most = std::max(most, stages.size());
   width_ = kActivities + 2 + most * 2 * kKinds;
   const auto ranks = static_cast<std::size_t>(world.size());
   numbers_.resize(world.rank() == 0 ? width_ * ranks : width_);
@@ -191,10 +185,10 @@ std::vector<RankTimes> StepTimes::gather(const RankTimes& mine) {
   for (const std::int64_t nanoseconds : mine.activities) *to++ = static_cast<double>(nanoseconds);
   *to++ = static_cast<double>(mine.pass);
   *to++ = static_cast<double>(mine.steps);
-  for (const std::size_t s : held_) {
+  for (const StageId stage : plan_.stages_of(plan_.mesh.coordinates(world_.rank()).pipeline)) {
     for (std::size_t k = 0; k < kKinds; ++k) {
-      *to++ = static_cast<double>(mine.stages[s].nanoseconds[k]);
-      *to++ = static_cast<double>(mine.stages[s].count[k]);
+      *to++ = static_cast<double>(mine.stages[stage.index()].nanoseconds[k]);
+      *to++ = static_cast<double>(mine.stages[stage.index()].count[k]);
     }
   }
   for (const auto& transfer : transfers_) transfer->start();
@@ -208,12 +202,10 @@ std::vector<RankTimes> StepTimes::gather(const RankTimes& mine) {
     for (std::int64_t& nanoseconds : times.activities) nanoseconds = static_cast<std::int64_t>(*from++);
     times.pass = static_cast<std::int64_t>(*from++);
     times.steps = static_cast<std::int64_t>(*from++);
-    const std::int64_t pipeline_rank = plan_.mesh.coordinates(r).pipeline;
-    for (std::size_t s = 0; s < times.stages.size(); ++s) {
-      if (plan_.training.rank_of_stage[s] != pipeline_rank) continue;
+    for (const StageId stage : plan_.stages_of(plan_.mesh.coordinates(r).pipeline)) {
       for (std::size_t k = 0; k < kKinds; ++k) {
-        times.stages[s].nanoseconds[k] = static_cast<std::int64_t>(*from++);
-        times.stages[s].count[k] = static_cast<std::int64_t>(*from++);
+        times.stages[stage.index()].nanoseconds[k] = static_cast<std::int64_t>(*from++);
+        times.stages[stage.index()].count[k] = static_cast<std::int64_t>(*from++);
       }
     }
     all.push_back(std::move(times));

@@ -108,14 +108,12 @@ std::vector<Span> spans_of(const std::vector<Span>& kept, std::int64_t first, st
 std::vector<observe::HeldBytes> held_bytes(const RunPlan& plan, const plan::Coordinates& at, int threads) {
   std::vector<observe::HeldBytes> held;
   const plan::LocalGraph local = plan::shard(plan.graph, plan.mesh.tensor, at.tensor);
-  for (std::size_t s = 0; s < plan.training.rank_of_stage.size(); ++s) {
-    if (plan.training.rank_of_stage[s] != at.pipeline) continue;
-    const StageLayout layout = training_layout(plan, local, StageId(static_cast<std::int64_t>(s)), threads);
+  for (const StageId stage : plan.stages_of(at.pipeline)) {
+    const StageLayout layout = training_layout(plan, local, stage, threads);
     const auto bytes = [&layout](Region region) {
       return static_cast<std::int64_t>(layout.bytes[static_cast<std::size_t>(region)]);
     };
-    held.push_back({static_cast<std::int64_t>(s), bytes(Region::Activation), bytes(Region::WeightInput),
-                    bytes(Region::WeightGradient)});
+    held.push_back({stage.value, bytes(Region::Activation), bytes(Region::WeightInput), bytes(Region::WeightGradient)});
   }
   return held;
 }
@@ -134,11 +132,8 @@ std::int64_t spans_of_step(const RunPlan& plan, std::int64_t rank) {
   spans += 3 * static_cast<std::int64_t>(plan.training.ranks[static_cast<std::size_t>(at.pipeline)].size());
   if (plan.mesh.tensor > 1) {
     const plan::LocalGraph local = plan::shard(plan.graph, plan.mesh.tensor, at.tensor);
-    for (std::size_t s = 0; s < plan.training.rank_of_stage.size(); ++s) {
-      if (plan.training.rank_of_stage[s] != at.pipeline) continue;
-      const auto sums = reduction_sizes(plan, local, StageId(static_cast<std::int64_t>(s))).size();
-      spans += 2 * static_cast<std::int64_t>(sums) * plan.training.micro_batches;
-    }
+    const std::size_t sums = reduction_sizes(plan, local, at.pipeline).size();
+    spans += 2 * static_cast<std::int64_t>(sums) * plan.training.micro_batches;
   }
   return spans;
 }
@@ -190,7 +185,7 @@ observe::Timeline gather_timeline(comm::Communicator& world, const RunPlan& plan
     const plan::Coordinates at = plan.mesh.coordinates(static_cast<std::int64_t>(r));
     std::size_t from = 0;
     observe::RankTimeline rank;
-    rank.place = plan::to_string(at);
+    rank.place = describe_place(plan, static_cast<std::int64_t>(r));
     rank.column = at.data * plan.mesh.tensor + at.tensor;
     rank.spans = take<Span>(all[r], from);
     rank.bytes = take<observe::HeldBytes>(all[r], from);

@@ -28,7 +28,7 @@ RankPass pass_of(const RankTimes& times) {
   for (const ActionLog::StageSum& stage : times.stages) {
     const auto sum = std::accumulate(stage.nanoseconds.begin(), stage.nanoseconds.end(), std::int64_t{0});
     if (sum == 0) continue;
-    pass.stages.push_back(stage_times(stage));
+    pass.compute.push_back(stage_times(stage));
     pass.busy += static_cast<double>(sum) / steps;
   }
   pass.whole = static_cast<double>(times.pass) / steps;

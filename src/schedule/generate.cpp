@@ -133,4 +133,13 @@ Schedule forward_only(const PipelineShape& shape) {
   return schedule;
 }
 
+Schedule forward_only(const Schedule& training) {
+  Schedule schedule = training;
+  schedule.forward_only = true;
+  for (std::vector<Action>& row : schedule.ranks) {
+    std::erase_if(row, [](const Action& action) { return action.kind != ActionKind::Forward; });
+  }
+  return schedule;
+}
+
 }  // namespace trainer::schedule

@@ -66,6 +66,8 @@ const std::vector<Case>& cases() {
       {kSequential, "{\"type\": \"gelu\"}", "\"gelu\""},
       {kSequential, "\"type\": \"gelu\"", "\"type\": \"geluu\""},
       {kCsv, "\";\"", "\"tab\""},
+      {kSequential, "{\"type\": \"gelu\"}", "{\"type\": \"delay\", \"forward_ms\": -1}"},
+      {kSequential, "{\"type\": \"gelu\"}", "{\"type\": \"delay\", \"backward_input\": 1}"},
       // later versions
       {kGpt, "float32", "float16"},
       {kGpt, "\"flops\"", "\"profile\""},

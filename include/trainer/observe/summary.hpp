@@ -23,10 +23,11 @@ struct RunSummary {
   double seconds = 0;  // in steps
   int exit_code = 0;
   std::vector<Memory> memory;
-  /// Mean seconds of the steps' passes over the schedule, but for the first step.
+  /// Mean seconds of the steps' passes over the schedule, but for the first step: one for each stage of a rank.
   struct Pass {
     int rank = 0;
-    double forward = 0, backward_input = 0, backward_weight = 0;  // computing, a micro-batch on all stages of the rank
+    std::int64_t stage = 0;
+    double forward = 0, backward_input = 0, backward_weight = 0;  // computing, a micro-batch
     double whole = 0;                                             // a step, with waits
   };
   std::vector<Pass> passes;
@@ -35,7 +36,7 @@ struct RunSummary {
   /// Before the run and after it.
   struct Promise {
     std::string what;    // "step seconds"
-    std::string source;  // "the cost model"
+    std::string source;  // "cost model"
     double predicted = 0, measured = 0;
   };
   std::vector<Promise> promises;
@@ -43,7 +44,7 @@ struct RunSummary {
 
 /// {"first_step", "last_step", "loss", "validation_loss"?, "accuracy"?, "seconds", "exit_code",
 ///  "peak_memory": [{"rank", "predicted", "measured", "live_set", "process"}, …],
-///  "passes": [{"rank", "forward", "backward_input", "backward_weight", "whole"}, …], "simulated_pass"?,
+///  "passes": [{"rank", "stage", "forward", "backward_input", "backward_weight", "whole"}, …], "simulated_pass"?,
 ///  "time": [{"rank", "step", "forward", …, "checkpoint"}, …], "predictions": [{"what", "source", "predicted",
 ///  "measured"}, …]}
 std::string to_json(const RunSummary& summary);

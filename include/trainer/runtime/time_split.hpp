@@ -70,9 +70,8 @@ class StepTimes {
   comm::Communicator& world_;
   const RunPlan& plan_;
   const ActionLog& log_;
-  std::vector<std::size_t> held_;  // stages of this rank
-  std::size_t width_ = 0;          // numbers of one rank
-  std::vector<double> numbers_;    // mine, or on rank 0 everybody's: [rank][width]
+  std::size_t width_ = 0;        // numbers of one rank
+  std::vector<double> numbers_;  // mine, or on rank 0 everybody's: [rank][width]
   std::vector<std::unique_ptr<comm::Transfer>> transfers_;
   RankTimes before_, now_, first_;  // sums since the beginning: before the step behind us, behind it, behind the first
 };

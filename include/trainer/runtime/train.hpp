@@ -44,10 +44,9 @@ struct RankMemory {
 /// Seconds of one rank's passes over the schedule, a step's mean without the first step: what the simulator takes, and
 /// what there was.
 struct RankPass {
-  /// Of one micro-batch of each stage that it holds, in their order; a joint backward is in backward_input.
-  std::vector<schedule::StageTimes> stages;
-  double busy = 0;   // of a step, in actions that compute
-  double whole = 0;  // of a step, with waits
+  std::vector<schedule::StageTimes> compute;  // [stage of the rank] of one micro-batch; B is in backward_input
+  double busy = 0;                            // of a step, in actions that compute
+  double whole = 0;                           // of a step, with waits
 };
 
 /// What was said about a run before it began, to be held against it.

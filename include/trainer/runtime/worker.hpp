@@ -1,4 +1,4 @@
-// One rank of a run: its stage, memory, groups and messages, made once; then steps and evaluations.
+// One rank of a run: its stages, memory, groups and messages, made once; then steps and evaluations.
 #pragma once
 
 #include <cstdint>
@@ -55,10 +55,12 @@ class Worker {
   Parameters& parameters() { return *parameters_; }
 
  private:
-  struct Program;  // a layout, its runner and executor
+  struct Program;  // layouts, their runners and executor
+  void wire(Program& program, const schedule::Schedule& schedule, const std::vector<schedule::StageSlots>& slots,
+            int channel);
   GlobalBatch training_batch(std::int64_t step) const;
   double targets_of(const GlobalBatch& batch) const;
-  /// World ranks of the stages of this replica and tensor place.
+  /// [stage] world ranks of this replica and tensor place.
   std::vector<int> stage_ranks() const;
   void measure_norms();
   [[noreturn]] void diverge(std::int64_t step, double loss, double grad_norm);
@@ -69,7 +71,6 @@ class Worker {
   comm::Communicator& world_;
   ActionLog* log_;
   plan::Coordinates at_;
-  StageId stage_;
   plan::LocalGraph local_;
   storage::Split split_;
   std::int64_t total_steps_ = 0;

@@ -84,6 +84,8 @@ Schedule zero_bubble_h1(const PipelineShape& shape);
 Schedule zero_bubble_h2(const PipelineShape& shape);
 /// Evaluation.
 Schedule forward_only(const PipelineShape& shape);
+/// Evaluation by the stages of a training table where they are: its forwards in its order.
+Schedule forward_only(const Schedule& training);
 
 // Several stages a rank. An order for more micro-batches with those that are not there left out serves where a
 // published order needs more than there are.
