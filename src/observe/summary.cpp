@@ -44,6 +44,36 @@ std::string to_json(const RunSummary& summary) {
   return json.dump(2) + "\n";
 }
 
+std::string to_json(const RunFacts& facts) {
+  Json json{{"build", facts.build},
+            {"started", facts.started},
+            {"total_steps", facts.total_steps},
+            {"resumed_step", facts.resumed_step},
+            {"data", facts.data},
+            {"pipeline", facts.pipeline},
+            {"tensor", facts.tensor},
+            {"micro_batches", facts.micro_batches},
+            {"threads", facts.threads},
+            {"schedule", facts.schedule},
+            {"stages", facts.stages}};
+  json["memory"] = Json::array();
+  for (std::size_t r = 0; r < facts.ranks.size(); ++r) {
+    const RunFacts::Rank& rank = facts.ranks[r];
+    json["memory"].push_back({{"rank", r},
+                              {"place", rank.place},
+                              {"weights", rank.weights},
+                              {"gradients", rank.gradients},
+                              {"optimizer", rank.optimizer},
+                              {"activations", rank.activations},
+                              {"communication", rank.communication},
+                              {"data", rank.data},
+                              {"process", rank.process}});
+  }
+  if (facts.step_seconds > 0) json["prediction"] = {{"step_seconds", facts.step_seconds}, {"bubble", facts.bubble}};
+  json["config"] = Json::parse(facts.config);
+  return json.dump(2) + "\n";
+}
+
 std::string to_json(const EvaluationReport& report) {
   Json json{{"step", report.step}, {"validation_loss", report.loss}};
   if (report.accuracy) json["accuracy"] = *report.accuracy;

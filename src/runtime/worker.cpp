@@ -34,6 +34,10 @@ std::int64_t total_steps(const config::Training& training, std::int64_t training
       1, static_cast<std::int64_t>(std::ceil(samples / static_cast<double>(training.batch_size))));
 }
 
+std::int64_t training_samples(const RunPlan& plan, const storage::Dataset& data) {
+  return storage::split(data.size(), plan.config.data.validation_fraction).training;
+}
+
 void check_samples(const RunPlan& plan, const storage::Dataset& data) {
   const double fraction = plan.config.data.validation_fraction;
   const storage::Split split = storage::split(data.size(), fraction);

@@ -91,6 +91,9 @@ class Worker {
 /// The number of steps that `training` asks for over this many training samples.
 std::int64_t total_steps(const config::Training& training, std::int64_t training_samples);
 
+/// Samples that are not held out.
+std::int64_t training_samples(const RunPlan& plan, const storage::Dataset& data);
+
 /// Throws Error(Data) when there are too few samples to train or to hold out.
 void check_samples(const RunPlan& plan, const storage::Dataset& data);
 
