@@ -27,7 +27,7 @@ constexpr Style kActionStyles[] = {{"F", "forward (F)"},
                                    {"B", "backward (B)"},
                                    {"I", "input gradient (I)"},
                                    {"W", "weight gradient (W)"},
-                                   {"wait", "waiting for messages"},
+                                   {"waiting", "waiting for messages"},
                                    {"sum", "collectives"},
                                    {"opt", "optimizer"},
                                    {"data", "data"},
@@ -48,7 +48,7 @@ std::string_view style_of(const ActionSpan& span) {
   const std::size_t digits = std::min(span.name.find_first_not_of("0123456789"), span.name.size());
   if (digits > 0 && digits < span.name.size()) {
     const std::string_view rest = std::string_view(span.name).substr(digits);
-    if (rest.starts_with("RECV")) return "wait";
+    if (rest.starts_with("RECV")) return "waiting";
     if (rest.starts_with("SEND")) return "";
     for (const Style& style : kActionStyles) {
       if (style.key.size() == 1 && rest.front() == style.key.front()) return style.key;
@@ -56,7 +56,7 @@ std::string_view style_of(const ActionSpan& span) {
     return "other";
   }
   if (span.name.starts_with("step ")) return "";
-  if (span.name == "send wait") return "wait";
+  if (span.name == "send wait") return "waiting";
   for (const std::string_view collective : {"tensor sum", "replicas", "tied gradients", "weights", "agreement"}) {
     if (span.name == collective) return "sum";
   }
@@ -104,7 +104,8 @@ class PipelineChart {
   }
 
  private:
-  static constexpr double kWidth = 1100, kLeft = 128, kRight = 10, kTop = 4, kRow = 30, kBar = 22, kBottom = 36;
+  static constexpr double kWidth = 1100, kLeft = 128, kRight = 10, kTop = 4, kRow = 32, kBar = 25, kBottom = 36;
+  static constexpr double kWithin = 7;
   static constexpr const char* kHatch =
       R"svg(<defs><pattern id="hatch" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">)svg"
       R"svg(<rect class="hatch-back" width="6" height="6"/><rect class="hatch-line" width="2" height="6"/>)svg"
@@ -143,18 +144,18 @@ class PipelineChart {
     for (const ActionSpan* span : spans) {
       const std::string_view style = style_of(*span);
       const bool within = span->end <= enclosing;
-      if (style.size() == 1 && style != "") enclosing = std::max(enclosing, span->end);
+      if (style.size() == 1) enclosing = std::max(enclosing, span->end);
       if (!style.empty()) text += block(*span, style, y, within);
     }
     return text;
   }
 
-  /// Waits within an action lie on its lower half.
+  /// Waits within an action lie along its lower edge.
   std::string block(const ActionSpan& span, std::string_view style, double y, bool within) {
     const double left = x(span.begin), width = x(span.end) - left;
     if (width < 0.15) return {};
     used_.insert(style);
-    const double top = within ? y + kBar * 0.6 : y, height = within ? kBar * 0.4 : kBar;
+    const double top = within ? y + kBar - kWithin : y, height = within ? kWithin : kBar;
     std::string text;
     const auto out = std::back_inserter(text);
     fmt::format_to(
@@ -165,7 +166,7 @@ class PipelineChart {
     const std::string label = style.size() == 1 ? label_of(span, with_stage_) : std::string();
     if (!label.empty() && width > 7.0 * static_cast<double>(label.size()) + 3) {
       fmt::format_to(out, R"(<text class="on-{}" x="{:.2f}" y="{:.1f}" text-anchor="middle">{}</text>)", style,
-                     left + width / 2, y + kBar / 2 + 4, escape(label));
+                     left + width / 2, y + kBar / 2 + 1.5, escape(label));
     }
     return text + "</g>";
   }

@@ -22,8 +22,8 @@ std::string section(const std::string& title, const std::string& words, const st
   return fmt::format("<section><h2>{}</h2>{}{}</section>\n", title, note, body);
 }
 
-std::string plural(double count, const char* word) {
-  return fmt::format("{:.0f} {}{}", count, word, count == 1 ? "" : "s");
+std::string plural(double count, const char* word, const char* ending = "s") {
+  return fmt::format("{:.0f} {}{}", count, word, count == 1 ? "" : ending);
 }
 
 std::string subtitle(const RunData& run) {
@@ -31,9 +31,8 @@ std::string subtitle(const RunData& run) {
   if (run.pipeline > 0) {
     parts.push_back(fmt::format("data {:.0f} × pipeline {:.0f} × tensor {:.0f} = {}", run.data, run.pipeline,
                                 run.tensor, plural(run.data * run.pipeline * run.tensor, "rank")));
-    if (run.pipeline > 1)
-      parts.push_back(run.schedule + ", " + plural(run.micro_batches, "micro-batch") +
-                      (run.micro_batches == 1 ? "" : ""));
+    const std::string pieces = plural(run.micro_batches, "micro-batch", "es");
+    parts.push_back(run.pipeline > 1 ? run.schedule + ", " + pieces : pieces);
     parts.push_back(plural(run.threads, "thread") + " a rank");
   }
   if (!run.started.empty()) parts.push_back("started " + run.started);
@@ -124,7 +123,7 @@ std::string loss_chart(const RunData& run) {
   chart.show = [](double loss) { return fmt::format("loss {:.5g}", loss); };
   if (losses.size() > kMany) {
     chart.series.push_back({"", "faint", losses, false});
-    chart.series.push_back({"training (mean around)", "first", smoothed(losses, losses.size() / 30), false});
+    chart.series.push_back({"training, smoothed", "first", smoothed(losses, losses.size() / 30), false});
   } else {
     chart.series.push_back({"training", "first", losses, false});
   }
@@ -159,7 +158,6 @@ std::string curves(const RunData& run) {
   text += small_chart(tokens ? "Tokens a second" : "Samples a second",
                       points_of(run, tokens ? &StepPoint::tokens_per_second : &StepPoint::samples_per_second), true,
                       [](double value) { return human_count(value) + " a second"; });
-  text += small_chart("Time of a step, ms", points_of(run, &StepPoint::step_seconds, 1e3), true, plain(" ms"));
   if (std::any_of(run.evaluations.begin(), run.evaluations.end(),
                   [](const EvaluationPoint& e) { return e.accuracy.has_value(); })) {
     std::vector<Point> accuracy;

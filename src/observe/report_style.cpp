@@ -41,8 +41,7 @@ rect.F { fill: var(--F); } rect.B { fill: var(--B); } rect.I { fill: var(--I); }
 .pipeline rect.F, .pipeline rect.B, .pipeline rect.I, .pipeline rect.W { stroke: var(--card); stroke-width: .7; }
 rect.wait { fill: var(--wait); } rect.sum { fill: var(--sum); } rect.opt { fill: var(--opt); } rect.data { fill: var(--data); }
 rect.other { fill: var(--other); } rect.bubble { fill: var(--hatch-b); } rect.mark { fill: var(--mark); } rect.measured { fill: var(--measured); }
-.pipeline rect.wait { fill: url(#hatch); } .hatch-back { fill: var(--hatch-a); } .hatch-line { fill: var(--hatch-b); }
-.key-hatch { fill: var(--hatch-b); }
+rect.waiting { fill: url(#hatch); } .hatch-back { fill: var(--hatch-a); } .hatch-line { fill: var(--hatch-b); }
 svg text.on-F, svg text.on-B { fill: var(--on-dark); font-size: 11px; } svg text.on-I, svg text.on-W { fill: var(--on-light); font-size: 11px; }
 rect.m0 { fill: var(--F); } rect.m1 { fill: var(--wait); } rect.m2 { fill: var(--B); } rect.m3 { fill: var(--I); }
 rect.m4 { fill: var(--sum); } rect.m5 { fill: var(--W); } rect.m6 { fill: var(--other); }
@@ -59,7 +58,7 @@ details { margin-top: 10px; } summary { cursor: pointer; color: var(--soft); }
 pre { margin: 8px 0 0; overflow-x: auto; font: 12.5px/1.45 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; }
 footer { color: var(--soft); font-size: 13px; }
 @media (max-width: 560px) { main { padding: 16px 12px 40px; } section { padding: 12px; } .row { grid-template-columns: 1fr 1fr; gap: 0 10px; }
-  .wide-value .row { grid-template-columns: 1fr 1fr; } .row .bar { grid-column: 1 / 3; grid-row: 2; } .who:empty { display: none; } }
+  .wide-value .row { grid-template-columns: 1fr 1fr; } .row .bar { grid-column: 1 / 3; grid-row: 2; } .row .value { grid-column: 2; grid-row: 1; } }
 @media print { section { break-inside: avoid; } }
 )css";
 

@@ -71,29 +71,30 @@ std::string path_of(const std::vector<Point>& points, const Axis& x, const Axis&
   return path;
 }
 
-/// Names at the ends of the lines, moved apart where they would lie over each other.
-std::string end_labels(const std::vector<Series>& series, const Axis& y) {
-  struct Label {
-    double at;
-    const Series* of;
-  };
-  std::vector<Label> labels;
+/// Names of the lines, one below the other on the right, above or below the curves: where there is more room.
+std::string line_names(const std::vector<Series>& series, const Axis& x, const Axis& y) {
+  std::vector<const Series*> named;
   for (const Series& s : series) {
-    if (!s.name.empty() && !s.points.empty()) labels.push_back({y.at(s.points.back().y), &s});
+    if (!s.name.empty() && !s.points.empty()) named.push_back(&s);
   }
-  if (labels.size() < 2) return {};
-  std::sort(labels.begin(), labels.end(), [](const Label& a, const Label& b) { return a.at < b.at; });
-  // Above their lines' ends; the lowest stays, the others make room upwards.
-  double limit = kHeight - kBottom - 2;
-  for (std::size_t i = labels.size(); i-- > 0;) {
-    labels[i].at = std::max(std::min(labels[i].at - 6, limit), kTop + 10 + kLineHeight * static_cast<double>(i));
-    limit = labels[i].at - kLineHeight;
+  if (named.size() < 2) return {};
+  double highest = kHeight - kBottom, lowest = kTop;  // of the curves' right half
+  for (const Series& s : series) {
+    for (const Point& point : s.points) {
+      if (x.at(point.x) < kWidth / 2) continue;
+      highest = std::min(highest, y.at(point.y));
+      lowest = std::max(lowest, y.at(point.y));
+    }
   }
+  const double block = kLineHeight * static_cast<double>(named.size());
+  const bool above = highest - kTop >= kHeight - kBottom - lowest;
+  double at = above ? kTop + 12 : kHeight - kBottom - block + 6;
   std::string text;
-  for (const Label& label : labels) {
+  for (const Series* s : named) {
     fmt::format_to(std::back_inserter(text),
-                   R"(<text class="name {}" x="{:.1f}" y="{:.1f}" text-anchor="end">{}</text>)", label.of->style,
-                   kWidth - kRight, label.at, escape(label.of->name));
+                   R"(<text class="name {}" x="{:.1f}" y="{:.1f}" text-anchor="end">{}</text>)", s->style,
+                   kWidth - kRight, at, escape(s->name));
+    at += kLineHeight;
   }
   return text;
 }
@@ -267,7 +268,7 @@ std::string line_chart(const LineChart& chart) {
   std::erase_if(x_ticks, [](double tick) { return tick != std::round(tick); });
   return fmt::format(R"(<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">)", kWidth, kHeight,
                      escape(chart.title)) +
-         grid(x, y, x_ticks, y_ticks, chart.x_name) + marks(chart, x, y) + end_labels(chart.series, y) + "</svg>";
+         grid(x, y, x_ticks, y_ticks, chart.x_name) + marks(chart, x, y) + line_names(chart.series, x, y) + "</svg>";
 }
 
 std::string stacked_bar(const std::vector<BarPart>& parts, double whole, double mark) {
