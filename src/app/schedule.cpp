@@ -127,12 +127,19 @@ ExitCode print_schedule(const config::ScheduleCommand& command) {
   const bool from_file = !command.file.empty();
   if (from_file) read = schedule::parse_csv_of(command.file, read_schedule_file(command.file));
   const std::vector<schedule::StageTimes> times = times_of(command, from_file ? read.schedule.stages : command.stages);
-  if (command.most_held > 0 && command.name != "auto") refuse("--most-held goes with --name auto only");
+  if (command.most_held > 0 && command.name != "auto" && !command.verify) {
+    refuse("--most-held goes with --name auto or --verify");
+  }
   std::optional<schedule::Automatic> automatic;
   if (command.name == "auto") automatic = made_for_times(command, times);
   const Schedule table = from_file ? read.schedule : automatic ? automatic->schedule : made(command);
   if (from_file || command.verify) {
     schedule::require_valid(table, from_file ? &read : nullptr, from_file ? command.file : command.name);
+  }
+  if (command.verify && command.most_held > 0) {
+    if (const auto over = schedule::over_cap(table, command.most_held)) {
+      throw Error(ExitCode::Usage, fmt::format("{}: {}", from_file ? command.file : command.name, over->message));
+    }
   }
   std::string text;
   if (command.verify) text += counts(table);

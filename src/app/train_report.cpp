@@ -63,7 +63,10 @@ std::string summary(const runtime::RunPlan& plan) {
       "schedule: {}, predicted bubble {:.1f}%\n",
       human_count(static_cast<double>(model::parameter_elements(plan.graph))), plan.graph.units.size(),
       human_count(runtime::step_flops(plan)), plan.mesh.data, plan.mesh.pipeline, plan.mesh.tensor, plan.mesh.size(),
-      c.training.micro_batches, plan.micro_batch_samples, config::name_of(c.parallel.schedule), 100.0 * bubble);
+      c.training.micro_batches, plan.micro_batch_samples,
+      plan.schedule_origin.empty() ? config::name_of(c.parallel.schedule)
+                                   : fmt::format("auto ({})", plan.schedule_origin),
+      100.0 * bubble);
 }
 
 namespace {

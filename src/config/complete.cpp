@@ -254,8 +254,8 @@ void Completion::pipeline() {
                             "\"interleaved\", or no micro_batch_group",
                             parallel.micro_batch_group, schedule));
   }
-  const bool splits = parallel.schedule == ScheduleName::ZeroBubbleH1 ||
-                      parallel.schedule == ScheduleName::ZeroBubbleH2 || two;
+  const bool splits =
+      parallel.schedule == ScheduleName::ZeroBubbleH1 || parallel.schedule == ScheduleName::ZeroBubbleH2 || two;
   if (splits && !parallel.split_backward) {
     origin.fail({"parallel.split_backward", "parallel.schedule"},
                 fmt::format("parallel.split_backward is false, but parallel.schedule is \"{}\", which fills gaps with "
@@ -265,11 +265,11 @@ void Completion::pipeline() {
   const auto stages = static_cast<std::int64_t>(parallel.partition_units.size());
   const std::int64_t chunks = stages_a_rank(parallel);
   if (stages > 0 && parallel.pipeline > 0 && chunks > 0 && stages != parallel.pipeline * chunks) {
-    origin.fail({"parallel.partition", "parallel.pipeline"},
-                fmt::format("parallel.partition lists the units of {} stages, but parallel.pipeline is {}{}; expected "
-                            "one number a stage",
-                            stages, parallel.pipeline,
-                            chunks > 1 ? fmt::format(" and a rank has {} stages", chunks) : ""));
+    origin.fail(
+        {"parallel.partition", "parallel.pipeline"},
+        fmt::format("parallel.partition lists the units of {} stages, but parallel.pipeline is {}{}; expected "
+                    "one number a stage",
+                    stages, parallel.pipeline, chunks > 1 ? fmt::format(" and a rank has {} stages", chunks) : ""));
   }
 }
 

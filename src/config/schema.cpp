@@ -145,12 +145,15 @@ Key<Optimizer> betas_key(const char* help) {
       });
 }
 
-const Names<ScheduleName> kSchedules = {
-    {"gpipe", ScheduleName::GPipe},        {"1f1b", ScheduleName::OneFOneB},
-    {"zb-h1", ScheduleName::ZeroBubbleH1}, {"zb-h2", ScheduleName::ZeroBubbleH2},
-    {"interleaved", ScheduleName::Interleaved}, {"zb-v", ScheduleName::ZeroBubbleV},
-    {"dualpipe-v", ScheduleName::DualPipeV}, {"auto", ScheduleName::Automatic},
-    {"file", ScheduleName::File}};
+const Names<ScheduleName> kSchedules = {{"gpipe", ScheduleName::GPipe},
+                                        {"1f1b", ScheduleName::OneFOneB},
+                                        {"zb-h1", ScheduleName::ZeroBubbleH1},
+                                        {"zb-h2", ScheduleName::ZeroBubbleH2},
+                                        {"interleaved", ScheduleName::Interleaved},
+                                        {"zb-v", ScheduleName::ZeroBubbleV},
+                                        {"dualpipe-v", ScheduleName::DualPipeV},
+                                        {"auto", ScheduleName::Automatic},
+                                        {"file", ScheduleName::File}};
 
 Key<Parallel> partition_key(const char* help) {
   const Names<PartitionRule> names = {

@@ -207,9 +207,10 @@ std::vector<Range> cut_stages(const model::Graph& graph, const config::Parallel&
         ExitCode::Usage,
         fmt::format("parallel.pipeline: {} stages{}, but the model has only {} units to cut between ({} … {}); use "
                     "at most {}",
-                    stages, table.ranks.size() == static_cast<std::size_t>(stages)
-                                ? ""
-                                : fmt::format(" on {} ranks", table.ranks.size()),
+                    stages,
+                    table.ranks.size() == static_cast<std::size_t>(stages)
+                        ? ""
+                        : fmt::format(" on {} ranks", table.ranks.size()),
                     units, graph.units.front().name, graph.units.back().name, units));
   }
   switch (parallel.partition) {

@@ -79,8 +79,8 @@ std::vector<StageId> stages_by_completion(const RunPlan& plan, std::int64_t pipe
   std::vector<StageId> order;
   const auto& row = plan.training.ranks[static_cast<std::size_t>(pipeline_rank)];
   for (auto action = row.rbegin(); action != row.rend(); ++action) {
-    const bool weights = action->kind == schedule::ActionKind::Backward ||
-                         action->kind == schedule::ActionKind::BackwardWeight;
+    const bool weights =
+        action->kind == schedule::ActionKind::Backward || action->kind == schedule::ActionKind::BackwardWeight;
     if (!weights || std::find(order.begin(), order.end(), action->stage) != order.end()) continue;
     order.push_back(action->stage);
     if (order.size() == plan.stages_of(pipeline_rank).size()) break;

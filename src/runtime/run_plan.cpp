@@ -71,7 +71,7 @@ schedule::Schedule table_to_cut_for(const config::Parallel& parallel, std::int64
 }
 
 // Within about a second. Times are FLOPs.
-schedule::Schedule made_for(const RunPlan& plan, const config::Parallel& parallel, std::int64_t micro_batches) {
+schedule::Schedule made_for(RunPlan& plan, const config::Parallel& parallel, std::int64_t micro_batches) {
   constexpr std::int64_t kWork = 4'000'000;
   std::vector<schedule::StageTimes> times;
   for (std::int64_t s = 0; s < plan.stages(); ++s) times.push_back(plan::flops_of(plan.graph, plan.nodes(StageId(s))));
@@ -79,11 +79,16 @@ schedule::Schedule made_for(const RunPlan& plan, const config::Parallel& paralle
   options.ranks = parallel.pipeline;
   options.micro_batches = micro_batches;
   options.tries = std::min(options.tries, kWork / (plan.stages() * micro_batches * options.ranks));
-  return schedule::automatic(times, options).schedule;
+  schedule::Automatic made = schedule::automatic(times, options);
+  constexpr double kRounding = 1e-9;
+  plan.schedule_origin =
+      made.gap() < kRounding
+          ? fmt::format("{}, none is faster by these times", made.origin)
+          : fmt::format("{}, at most {:.1f}% slower than the fastest by these times", made.origin, 100 * made.gap());
+  return std::move(made.schedule);
 }
 
-schedule::Schedule compute_schedule(const RunPlan& plan, const config::Parallel& parallel,
-                                    std::int64_t micro_batches) {
+schedule::Schedule compute_schedule(RunPlan& plan, const config::Parallel& parallel, std::int64_t micro_batches) {
   switch (parallel.schedule) {
     case config::ScheduleName::File:
       return table_of_file(parallel, micro_batches);
@@ -177,7 +182,7 @@ RunPlan make_plan(config::Config config, std::int64_t ranks) {
   plan.parameter_uses = uses_by_parameter(plan);
   const schedule::Schedule compute = compute_schedule(plan, parallel, micro_batches);
   plan.training = schedule::add_reductions(schedule::lowered(compute));
-  plan.forward_only = schedule::add_communication(schedule::forward_only(compute));
+  plan.forward_only = schedule::forwards_of(plan.training);
   plan.stages_of_rank = stages_by_rank(plan.training);
   require_valid(plan.training);
   require_valid(plan.forward_only);
@@ -292,8 +297,8 @@ MemoryPrediction predict_memory(const RunPlan& plan, std::int64_t rank, int thre
   const RankArena forward = rank_layouts(plan, local, at.pipeline, threads, /*training=*/false).arena;
   memory.activations =
       std::max(training.bytes, forward.bytes) + std::max(training.message_bytes, forward.message_bytes);
-  const ReductionMemory sums = reduction_memory(reduction_sizes(plan, local, at.pipeline), static_cast<int>(plan.mesh.tensor),
-                                                on_one_node(plan, at).tensor);
+  const ReductionMemory sums = reduction_memory(reduction_sizes(plan, local, at.pipeline),
+                                                static_cast<int>(plan.mesh.tensor), on_one_node(plan, at).tensor);
   const GradientMemory exchange = gradient_memory(plan, parameters, at);
   memory.communication = sums.own + sums.neighbours + exchange.own + exchange.neighbours;
   memory.elsewhere = sums.neighbours + exchange.neighbours;

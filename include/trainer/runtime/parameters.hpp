@@ -48,11 +48,11 @@ struct ParameterLayout {
   std::vector<std::vector<Use>> of_node;  // [node][parameter of the node]; empty for nodes of other ranks
   std::size_t weight_elements = 0;
   std::size_t gradient_elements = 0;
-  /// Nodes with parameters as their gradients lie in memory: the stages in reverse order of their last weight gradients,
-  /// nodes of a stage in their order, so that a step completes the gradients from the end.
+  /// Nodes with parameters as their gradients lie in memory: the stages in reverse order of their last weight
+  /// gradients, nodes of a stage in their order, so that a step completes the gradients from the end.
   std::vector<NodeId> gradient_order;
-  std::size_t state_elements = 0;     // of this replica's share
-  bool shared = false;                // replicas are planned to lie on one node
+  std::size_t state_elements = 0;  // of this replica's share
+  bool shared = false;             // replicas are planned to lie on one node
 };
 ParameterLayout lay_out_parameters(const RunPlan& plan, const plan::LocalGraph& local, const plan::Coordinates& at);
 

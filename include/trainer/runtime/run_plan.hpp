@@ -28,6 +28,7 @@ struct RunPlan {
   std::vector<std::vector<StageId>> stages_of_rank;      // [pipeline rank]
   schedule::Schedule training;                           // with communication and reductions
   schedule::Schedule forward_only;                       // with communication
+  std::string schedule_origin;                           // of `auto`: what it was found as; else empty
   std::vector<schedule::StageSlots> training_slots;      // [stage]
   std::vector<schedule::StageSlots> forward_only_slots;  // [stage]
   std::int64_t micro_batch_samples = 0;
