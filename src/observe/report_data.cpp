@@ -12,11 +12,13 @@ namespace {
 
 using Json = nlohmann::json;
 
+constexpr double kMost = 1e300;  // differences of what is drawn must be finite
+
 std::optional<double> number(const Json& object, const char* key) {
   const auto found = object.find(key);
   if (found == object.end() || !found->is_number()) return std::nullopt;
   const double value = found->get<double>();
-  return std::isfinite(value) ? std::optional(value) : std::nullopt;
+  return std::abs(value) <= kMost ? std::optional(value) : std::nullopt;
 }
 
 double number_or_0(const Json& object, const char* key) { return number(object, key).value_or(0); }
@@ -53,7 +55,8 @@ void add_splits(const Json& time, std::vector<TimeSplit>& sums) {
     if (part == time.end() || !part->is_array()) continue;
     sums.resize(std::max(sums.size(), part->size()));
     for (std::size_t r = 0; r < part->size(); ++r) {
-      if ((*part)[r].is_number()) sums[r].*kTimeParts[p].seconds += (*part)[r].get<double>();
+      const double seconds = (*part)[r].is_number() ? (*part)[r].get<double>() : 0.0;
+      if (std::abs(seconds) <= kMost) sums[r].*kTimeParts[p].seconds += seconds;
     }
   }
 }
@@ -174,7 +177,8 @@ void read_actions(const Json& json, RunData& run) {
           span.is_array() && span.size() == 3 && span[0].is_string() && span[1].is_number() && span[2].is_number();
       if (!whole) continue;
       const ActionSpan read{span[0].get<std::string>(), span[1].get<double>(), span[2].get<double>()};
-      if (std::isfinite(read.begin) && std::isfinite(read.end) && read.end >= read.begin) row.spans.push_back(read);
+      if (std::abs(read.begin) <= kMost && std::abs(read.end) <= kMost && read.end >= read.begin)
+        row.spans.push_back(read);
     }
     run.actions.push_back(std::move(row));
   }

@@ -82,7 +82,8 @@ TEST_CASE("the same message of another step or replica is another arrow") {
     }
   }
   std::map<std::string, int> ends;
-  for (const Json& event : Json::parse(trace_json(timeline))["traceEvents"]) {
+  const Json trace = Json::parse(trace_json(timeline));
+  for (const Json& event : trace["traceEvents"]) {
     if (event["ph"] == "s" || event["ph"] == "f") ++ends[event["id"]];
   }
   CHECK(ends.size() == 8);
