@@ -60,6 +60,13 @@ void write_run_facts(const runtime::RunPlan& plan, const runtime::Prediction& pr
   facts.step_seconds = prediction.step_seconds;
   facts.bubble = prediction.bubble;
   facts.config = config::to_json(plan.config);
+  // Nobody should take what an earlier run left for this one's end.
+  storage::FileSystem& files = storage::real_file_system();
+  for (const std::string& old : {directory, plan.config.checkpoint.directory}) {
+    if (old.empty()) continue;
+    files.remove_all(old + "/summary.json");
+    files.remove_all(old + "/actions.json");
+  }
   replace(directory + "/run.json", observe::to_json(facts));
 }
 

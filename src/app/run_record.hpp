@@ -16,7 +16,8 @@ namespace trainer::app {
 /// logging.directory, or checkpoint.directory where that is empty; "": nothing is left.
 const std::string& record_directory(const config::Config& config);
 
-/// DIRECTORY/run.json: what is known before the first step. On rank 0; the directory is there. Throws Error(Storage).
+/// DIRECTORY/run.json: what is known before the first step; removes what an earlier run said at its end. On rank 0; the
+/// directory is there. Throws Error(Storage).
 void write_run_facts(const runtime::RunPlan& plan, const runtime::Prediction& prediction, int threads,
                      std::size_t data_bytes, std::int64_t resumed_step, std::int64_t total_steps);
 

@@ -202,9 +202,10 @@ void Executor::receive(Receiver& receiver, const Action& action) {
 }
 
 void Executor::reserve(Sender& sender, const Action& action) {
-  const ActivitySpan span(log_, Activity::SendWait, action.stage.value, action.micro_batch.value);
   const std::int32_t entry = sender.produced++ % schedule::kSendSlots;
   sender.ring_of[action.micro_batch.index()] = entry;
+  if (sender.ports.empty()) return;
+  const ActivitySpan span(log_, Activity::SendWait, action.stage.value, action.micro_batch.value);
   for (Lane& lane : sender.ports) {
     comm::wait(*lane.slots[static_cast<std::size_t>(entry)],
                {sender.what, sender.world_peer, action.micro_batch.value});
@@ -218,6 +219,7 @@ void Executor::send(Sender& sender, const Action& action) {
 }
 
 void Executor::drain(Sender& sender) {
+  if (sender.ports.empty()) return;
   const ActivitySpan span(log_, Activity::SendWait);
   for (Lane& lane : sender.ports) {
     for (auto& transfer : lane.slots) comm::wait(*transfer, {sender.what, sender.world_peer, -1});

@@ -161,6 +161,7 @@ void GradientSync::progress() {
 }
 
 void GradientSync::finish_replicas() {
+  if (buckets_.empty()) return;
   const ActivitySpan span(log_, Activity::Replicas);
   for (std::size_t b = 0; b < buckets_.size(); ++b) {
     if (!buckets_[b].started) internal_error("a gradient bucket that the backward did not complete");
@@ -179,6 +180,7 @@ void GradientSync::finish_replicas() {
 }
 
 void GradientSync::finish_tied() {
+  if (tied_.empty()) return;
   const ActivitySpan span(log_, Activity::Tied);
   for (Tied& tied : tied_) {
     for (TiedUse& use : tied.uses) {
