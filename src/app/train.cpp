@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "app.hpp"
+#include "run_record.hpp"
 #include "train_report.hpp"
 #include "trainer/comm/shared_memory.hpp"
 #include "trainer/comm/topology.hpp"
@@ -28,8 +29,7 @@ std::unique_ptr<Observer> make_observers(const config::Config& config, std::int6
   std::vector<std::unique_ptr<Observer>> all;
   const std::int64_t every = config.logging.every_steps;
   auto progress = observe::make_progress(isatty(STDERR_FILENO) != 0, every);
-  const std::string& directory =
-      config.logging.directory.empty() ? config.checkpoint.directory : config.logging.directory;
+  const std::string& directory = record_directory(config);
   if (!directory.empty()) {
     storage::real_file_system().make_directories(directory);
     all.push_back(observe::make_metrics(directory, every, resumed_step, progress.get()));
@@ -151,12 +151,15 @@ ExitCode train(Context& context, const config::TrainCommand& command) {
 
   runtime::RunPlan plan;
   std::unique_ptr<storage::Dataset> data;
+  std::optional<runtime::TraceWindow> trace;
   const std::int64_t ranks = command.dry_run ? ranks_to_plan(command, config, world.size()) : world.size();
   runtime::agree(world, [&] {
     require_precision(command, config);
     plan = runtime::make_plan(config, ranks);
     data = storage::load_dataset(plan.config.data, runtime::model_input(plan.graph), plan.config.training.seed);
     runtime::check_samples(plan, *data);
+    trace = trace_window(command, runtime::total_steps(plan.config.training, runtime::training_samples(plan, *data)));
+    if (trace && !command.dry_run && world.rank() == 0) try_trace(command.trace);
   });
   if (command.dry_run) {
     fit_memory(world, plan, node, ranks, data->bytes());
@@ -179,8 +182,12 @@ ExitCode train(Context& context, const config::TrainCommand& command) {
   options.build = version_text();
   options.stop = &stop_requested();
   options.allocations = allocation_count;
-  options.observers = [&plan](std::int64_t resumed_step, std::int64_t) {
-    return make_observers(plan.config, resumed_step);
+  options.trace = trace;
+  const runtime::Prediction prediction;  // the cost model's, once there is one
+  options.observers = [&](std::int64_t resumed_step, std::int64_t total_steps) {
+    auto observers = make_observers(plan.config, resumed_step);
+    write_run_facts(plan, prediction, node.threads, data->bytes(), resumed_step, total_steps);
+    return observers;
   };
   if (world.rank() == 0) {
     note(fmt::format("{}{} thread{} a rank{}\n", summary(plan), node.threads, node.threads == 1 ? "" : "s",
@@ -189,7 +196,9 @@ ExitCode train(Context& context, const config::TrainCommand& command) {
   const runtime::TrainResult result = runtime::train(world, plan, *data, storage::real_file_system(), options);
   if (world.rank() == 0) {
     try {
-      report(plan, result);
+      report(plan, result, prediction);
+      write_actions(plan, result.timeline);
+      if (trace) write_trace(command.trace, result.timeline);
     } catch (const Error& error) {
       if (result.message.empty()) throw;
       note(fmt::format("warning: {}\n", error.what()));

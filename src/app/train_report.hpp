@@ -15,7 +15,9 @@ std::string summary(const runtime::RunPlan& plan);
 /// The partition as people read it: a row a rank. `data_bytes`: of the data set.
 std::string partition_table(const runtime::RunPlan& plan, int threads, std::size_t data_bytes);
 
-/// The run's facts for people, on stdout, and for scripts, in summary.json. Throws OutputError.
-void report(const runtime::RunPlan& plan, const runtime::TrainResult& result);
+/// The run's facts for people, on stdout, and for scripts, in summary.json, beside what was predicted before the run.
+/// Throws OutputError.
+void report(const runtime::RunPlan& plan, const runtime::TrainResult& result,
+            const runtime::Prediction& prediction = {});
 
 }  // namespace trainer::app

@@ -18,7 +18,7 @@ void OptimisticStep::open(std::int64_t step) {
 }
 
 std::span<const double> OptimisticStep::close() {
-  waited_ += comm::wait(sum_, {"the agreement of all ranks on step", -1, *step_});
+  comm::wait(sum_, {"the agreement of all ranks on step", -1, *step_});
   step_.reset();
   return sum_.sums();
 }

@@ -27,7 +27,7 @@ def cases(folder):
     tiny = ["--checkpoint", str(folder / "run")]
     return {
         "help": ["--help"], "version": ["--version"], "help_keys": ["--help-keys"],
-        **{f"help_{name}": [name, "--help"] for name in ("export", "generate", "eval", "inspect", "schedule")},
+        **{f"help_{name}": [name, "--help"] for name in ("export", "generate", "eval", "inspect", "schedule", "report")},
         "dry_run_1": [*GPT, "--dry-run", "--ranks", "1"],
         "dry_run_4": [*GPT, "--dry-run", "--ranks", "4", *MESH],
         "dry_run_8": [*GPT, "--dry-run", "--ranks", "8", *MESH],
@@ -74,6 +74,10 @@ def cases(folder):
         "wrong_mesh": [*GPT, "--dry-run", "--ranks", "6", "--set", "parallel.pipeline=4"],
         "wrong_heads": [*GPT, "--dry-run", "--ranks", "7", "--set", "parallel.tensor=7"],
         **schedules(folder),
+        "report": ["report", str(folder / "run")], "report_nowhere": ["report", str(folder / "nowhere")],
+        "report_empty": ["report", "configs"], "report_nothing": ["report"],
+        "wrong_trace_steps": [*GPT, "--trace", "t.json", "--trace-steps", "5:2"],
+        "late_trace_steps": [*GPT, "--trace", "t.json", "--trace-steps", "5000:", "--dry-run"],
         "no_config": [], "no_file": ["--config", "nowhere.json"],
         "no_data": [*GPT, "--set", "data.path=nowhere.txt", "--dry-run"],
         "no_checkpoint": ["inspect", "--checkpoint", str(folder / "nowhere")],

@@ -16,13 +16,15 @@ std::int64_t allocations_in_steps(comm::Communicator& world, const std::string& 
   const auto data =
       storage::load_dataset(plan.config.data, runtime::model_input(plan.graph), plan.config.training.seed);
   ThreadPool pool(1, false);
-  runtime::Worker worker(world, plan, *data, pool, true);
+  ActionLog log(runtime::usual_log_capacity(plan, world.rank()), plan.training.rank_of_stage.size());
+  runtime::Worker worker(world, plan, *data, pool, true, &log);
   worker.initialise();
   for (std::int64_t step = 1; step <= 2; ++step) worker.step(step, false, settle);
   const std::int64_t before = app::allocation_count();
   for (std::int64_t step = 3; step <= 12; ++step) worker.step(step, false, settle);
   const std::int64_t after = app::allocation_count();
   worker.step(13, false, true);
+  CHECK(!log.kept().empty());
   return after - before;
 }
 

@@ -36,8 +36,6 @@ class OptimisticStep {
   /// Waits for the sums of the open step.
   std::span<const double> close();
 
-  double waited_seconds() const { return waited_; }
-
   static constexpr int kRemembered = 16;
 
  private:
@@ -45,7 +43,6 @@ class OptimisticStep {
   std::optional<std::int64_t> step_;
   std::uint32_t history_ = 0;  // a bit a step, newest lowest: clipped
   int clipped_ = 0;            // of the history
-  double waited_ = 0;
 };
 
 }  // namespace trainer::runtime

@@ -36,7 +36,9 @@ struct StepResult {
 class Worker {
  public:
   /// Collective. The plan and the data set must outlive the worker. `training` false: evaluation only, no gradients.
-  Worker(comm::Communicator& world, const RunPlan& plan, const storage::Dataset& data, ThreadPool& pool, bool training);
+  /// `log` (may be null) gets what this rank does when.
+  Worker(comm::Communicator& world, const RunPlan& plan, const storage::Dataset& data, ThreadPool& pool, bool training,
+         ActionLog* log = nullptr);
   ~Worker();
 
   void initialise();
@@ -69,18 +71,6 @@ class Worker {
   /// Weights, and after a step the gradients it summed (before clipping).
   Parameters& parameters() { return *parameters_; }
 
-  /// Seconds this rank has waited so far, by reason.
-  struct Waits {
-    double receive = 0, send = 0, tensor = 0, gradients = 0;
-  };
-  Waits waits() const;
-  /// Seconds of the training passes so far.
-  struct PassTimes {
-    std::vector<schedule::StageTimes> compute;  // [stage of this rank]; a joint backward counts as backward_input
-    double whole = 0;                           // with waits
-  };
-  PassTimes pass_times() const;
-
  private:
   struct Program;  // layouts, their runners and executor
   void wire(Program& program, const schedule::Schedule& schedule, const std::vector<schedule::StageSlots>& slots,
@@ -105,6 +95,7 @@ class Worker {
   const storage::Dataset& data_;
   ThreadPool& pool_;
   comm::Communicator& world_;
+  ActionLog* log_;
   plan::Coordinates at_;
   plan::LocalGraph local_;
   storage::Split split_;
@@ -129,6 +120,9 @@ class Worker {
 
 /// The number of steps that `training` asks for over this many training samples.
 std::int64_t total_steps(const config::Training& training, std::int64_t training_samples);
+
+/// Samples that are not held out.
+std::int64_t training_samples(const RunPlan& plan, const storage::Dataset& data);
 
 /// Throws Error(Data) when there are too few samples to train or to hold out.
 void check_samples(const RunPlan& plan, const storage::Dataset& data);
