@@ -208,6 +208,8 @@ class Run {
       result_.memory.push_back({of[0], of[1], of[2], of[3]});
     }
     gather_times(clock);
+    result_.optimistic_updates = worker_.optimism().updates;
+    result_.updates_taken_back = worker_.optimism().taken_back;
     result_.checkpoint = saver_.last_path();
     if (saver_.failed()) {
       result_.code = ExitCode::Storage;

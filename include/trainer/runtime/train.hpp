@@ -69,7 +69,8 @@ struct TrainResult {
   std::vector<TimeSplit> splits;   // [rank], on rank 0: means of the steps but the first (unless it is the only one)
   observe::Timeline timeline;      // on rank 0
   std::vector<RankPass> passes;    // [rank], on rank 0; empty after a single step
-  std::string message;             // why the run ended other than Done
+  std::int64_t optimistic_updates = 0, updates_taken_back = 0;
+  std::string message;  // why the run ended other than Done
 };
 
 /// Collective over `world` (plan.mesh.size() ranks). Throws Error, the same on every rank, for what ends the run early.
