@@ -202,7 +202,7 @@ void Executor::receive(Receiver& receiver, const Action& action) {
 }
 
 void Executor::reserve(Sender& sender, const Action& action) {
-  const std::int32_t entry = sender.produced++ % schedule::kSendSlots;
+  const std::int32_t entry = sender.produced++ % kSendRing;
   sender.ring_of[action.micro_batch.index()] = entry;
   if (sender.ports.empty()) return;
   const ActivitySpan span(log_, Activity::SendWait, action.stage.value, action.micro_batch.value);

@@ -10,6 +10,7 @@
 #include "trainer/plan/cut.hpp"
 #include "trainer/runtime/gradient_sync.hpp"
 #include "trainer/runtime/parameters.hpp"
+#include "trainer/runtime/recompute.hpp"
 #include "trainer/runtime/tensor_group.hpp"
 #include "trainer/schedule/automatic.hpp"
 #include "trainer/schedule/table_file.hpp"
@@ -74,7 +75,7 @@ schedule::Schedule table_to_cut_for(const config::Parallel& parallel, std::int64
 schedule::Schedule made_for(RunPlan& plan, const config::Parallel& parallel, std::int64_t micro_batches) {
   constexpr std::int64_t kWork = 4'000'000;
   std::vector<schedule::StageTimes> times;
-  for (std::int64_t s = 0; s < plan.stages(); ++s) times.push_back(plan::flops_of(plan.graph, plan.nodes(StageId(s))));
+  for (std::int64_t s = 0; s < plan.stages(); ++s) times.push_back(stage_flops(plan, StageId(s)));
   schedule::AutomaticOptions options;
   options.ranks = parallel.pipeline;
   options.micro_batches = micro_batches;
@@ -142,7 +143,8 @@ LayoutRequest layout_request(const RunPlan& plan, const plan::LocalGraph& local,
           .training = true,
           .split_backward = has_split_backward(plan.training, stage),
           .precision = matmul_precision(plan.config),
-          .with_loss = true};
+          .with_loss = true,
+          .recompute = plan.recompute};
 }
 
 // Sizes beyond this cannot be added up in 64 bits, and no machine has them: refused before anything multiplies them.
@@ -177,8 +179,11 @@ RunPlan make_plan(config::Config config, std::int64_t ranks) {
   const config::Parallel& parallel = config.parallel;
   plan.mesh = {parallel.data, parallel.pipeline, parallel.tensor};
   const std::int64_t micro_batches = config.training.micro_batches;
+  plan.recompute = written_segments(plan.graph, config.training);
+  const Range all{0, static_cast<std::int64_t>(plan.graph.nodes.size())};
   plan.stage_nodes =
-      plan::cut_stages(plan.graph, parallel, schedule::lowered(table_to_cut_for(parallel, micro_batches)));
+      plan::cut_stages(plan.graph, parallel, schedule::lowered(table_to_cut_for(parallel, micro_batches)),
+                       recomputed_nodes(plan.graph, all, plan.recompute));
   plan.parameter_uses = uses_by_parameter(plan);
   const schedule::Schedule compute = compute_schedule(plan, parallel, micro_batches);
   plan.training = schedule::add_reductions(schedule::lowered(compute));
@@ -311,7 +316,7 @@ MemoryPrediction predict_memory(const RunPlan& plan, std::int64_t rank, int thre
         return other >= 0 && other < plan.stages() && plan.rank_of(StageId(other)) != at.pipeline;
       };
       const auto count = [&](const std::vector<Port>& ports) {
-        for (const Port& port : ports) received += schedule::kSendSlots * port.bytes;
+        for (const Port& port : ports) received += kSendRing * port.bytes;
       };
       if (elsewhere(stage - 1)) count(training_stages.stages[s].inputs);
       if (elsewhere(stage + 1)) count(training_stages.stages[s].outputs);
