@@ -119,13 +119,15 @@ double mean_step(const runtime::TrainResult& result) {
 }
 
 // What was said before the run, or follows from the stages' own times, beside what was.
-std::vector<observe::RunSummary::Promise> promises(const runtime::TrainResult& result,
-                                                   const runtime::Prediction& prediction,
+std::vector<observe::RunSummary::Promise> promises(const runtime::TrainResult& result, const Expectation& expected,
                                                    const std::optional<schedule::Timing>& simulated) {
   std::vector<observe::RunSummary::Promise> all;
-  if (prediction.step_seconds > 0) {
-    all.push_back({"step seconds", prediction.source, prediction.step_seconds, mean_step(result)});
-    all.push_back({"bubble", prediction.source, prediction.bubble, measured_bubble(result)});
+  if (expected.step_seconds > 0) {
+    all.push_back({"step seconds", expected.source, expected.step_seconds, mean_step(result)});
+  }
+  if (expected.pass_seconds > 0 && !result.passes.empty()) {
+    all.push_back({"pass seconds", expected.source, expected.pass_seconds, longest_pass(result)});
+    all.push_back({"bubble", expected.source, expected.bubble, measured_bubble(result)});
   }
   if (simulated) {
     constexpr const char* kSource = "simulator, the stages' own times";
@@ -227,7 +229,7 @@ void write_summary(const runtime::RunPlan& plan, const runtime::TrainResult& res
 
 }  // namespace
 
-void report(const runtime::RunPlan& plan, const runtime::TrainResult& result, const runtime::Prediction& prediction) {
+void report(const runtime::RunPlan& plan, const runtime::TrainResult& result, const Expectation& expected) {
   const std::int64_t steps = result.last_step - result.first_step + 1;
   if (steps == 0) {
     print(fmt::format("nothing left to train: {} is at step {} already\n", result.checkpoint, result.last_step));
@@ -238,7 +240,7 @@ void report(const runtime::RunPlan& plan, const runtime::TrainResult& result, co
   if (result.validation_loss) text += fmt::format(", validation loss {:.6g}", *result.validation_loss);
   if (result.accuracy) text += fmt::format(", accuracy {:.2f}%", 100.0 * *result.accuracy);
   const std::optional<schedule::Timing> simulated = simulated_pass(plan, result);
-  const std::vector<observe::RunSummary::Promise> held = promises(result, prediction, simulated);
+  const std::vector<observe::RunSummary::Promise> held = promises(result, expected, simulated);
   print(fmt::format("{}\n\n{}\nms of a step{}:\n{}\n{}", text, memory_table(plan, result),
                     steps > 1 ? fmt::format(", mean of {} (all but the first)", steps - 1) : "",
                     time_table(plan, result), promise_table(held)));
