@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <set>
 
 #include "app.hpp"
 #include "trainer/observe/reporters.hpp"
@@ -190,13 +191,10 @@ std::string memory_table(const runtime::RunPlan& plan, const runtime::TrainResul
   return observe::format_table({"rank", "place", "memory since start: predicted", "measured"}, rows);
 }
 
-// The run's facts for scripts, in DIRECTORY/summary.json beside the checkpoints where there are any.
+// The run's facts for scripts, in summary.json beside the checkpoints and beside metrics.jsonl.
 void write_summary(const runtime::RunPlan& plan, const runtime::TrainResult& result,
                    const std::vector<observe::RunSummary::Promise>& promises,
                    const std::optional<schedule::Timing>& simulated) {
-  const std::string& checkpoints = plan.config.checkpoint.directory;
-  const std::string& directory = checkpoints.empty() ? plan.config.logging.directory : checkpoints;
-  if (directory.empty()) return;
   observe::RunSummary facts;
   facts.first_step = result.first_step;
   facts.last_step = result.last_step;
@@ -220,10 +218,14 @@ void write_summary(const runtime::RunPlan& plan, const runtime::TrainResult& res
   if (simulated) facts.simulated_pass = simulated->step;
   facts.splits = result.splits;
   facts.promises = promises;
-  try {
-    storage::real_file_system().write_text(directory + "/summary.json", observe::to_json(facts));
-  } catch (const Error& error) {
-    note(fmt::format("warning: {}\n", error.what()));
+  const std::string text = observe::to_json(facts);
+  for (const std::string& directory : std::set{plan.config.checkpoint.directory, plan.config.logging.directory}) {
+    if (directory.empty()) continue;
+    try {
+      storage::real_file_system().write_text(directory + "/summary.json", text);
+    } catch (const Error& error) {
+      note(fmt::format("warning: {}\n", error.what()));
+    }
   }
 }
 
