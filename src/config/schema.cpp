@@ -355,6 +355,8 @@ void add_the_rest(Schema& s) {
        key("chunks", &P::chunks, 0, kMostParts, "stages a rank; 0: 2 for interleaved, zb-v and dualpipe-v, else 1"),
        key("micro_batch_group", &P::micro_batch_group, 0, kMostParts,
            "interleaved: micro-batches that a chunk takes in turn; 0: as many as pipeline ranks"),
+       key("most_held", &P::most_held, 0, kMostParts,
+           "(stage, micro-batch) pairs that the schedule may have a rank hold: auto keeps to it; 0: any"),
        key("schedule_file", &P::schedule_file, "CSV of schedule file, as trainer schedule prints it"),
        partition_key("what stages balance, or the units of each stage"),
        memory_key("that no rank may be predicted to need; 0: what the node has")}};

@@ -79,6 +79,7 @@ schedule::Schedule made_for(RunPlan& plan, const config::Parallel& parallel, std
   schedule::AutomaticOptions options;
   options.ranks = parallel.pipeline;
   options.micro_batches = micro_batches;
+  options.most_held = parallel.most_held;
   options.tries = std::min(options.tries, kWork / (plan.stages() * micro_batches * options.ranks));
   schedule::Automatic made = schedule::automatic(times, options);
   constexpr double kRounding = 1e-9;
@@ -97,6 +98,16 @@ schedule::Schedule compute_schedule(RunPlan& plan, const config::Parallel& paral
       return made_for(plan, parallel, micro_batches);
     default:
       return published(name_of(parallel.schedule), shape_of(parallel, micro_batches));
+  }
+}
+
+void require_held(const schedule::Schedule& schedule, const config::Parallel& parallel) {
+  if (parallel.most_held == 0) return;
+  if (const auto over = schedule::over_cap(schedule, parallel.most_held)) {
+    throw Error(ExitCode::Usage,
+                fmt::format("parallel.most_held: the schedule \"{}\" does not keep to it; \"auto\", \"1f1b\" or fewer "
+                            "micro-batches may: {}",
+                            config::name_of(parallel.schedule), over->message));
   }
 }
 
@@ -186,6 +197,7 @@ RunPlan make_plan(config::Config config, std::int64_t ranks) {
                        recomputed_nodes(plan.graph, all, plan.recompute));
   plan.parameter_uses = uses_by_parameter(plan);
   const schedule::Schedule compute = compute_schedule(plan, parallel, micro_batches);
+  require_held(compute, parallel);
   plan.training = schedule::add_reductions(schedule::lowered(compute));
   plan.forward_only = schedule::forwards_of(plan.training);
   plan.stages_of_rank = stages_by_rank(plan.training);

@@ -186,6 +186,7 @@ struct Parallel {
   bool split_backward = true;
   std::int64_t chunks = 0;             // stages a rank; 0: as the schedule has them (stages_a_rank)
   std::int64_t micro_batch_group = 0;  // interleaved: micro-batches a chunk takes in turn; 0: as many as ranks
+  std::int64_t most_held = 0;          // (stage, micro-batch) pairs that a rank may hold from F to W; 0: any
   std::string schedule_file;           // of ScheduleName::File
   /// What the file says. No key: one rank reads it, so that all see one text.
   std::string schedule_text;
