@@ -33,8 +33,8 @@ const std::string& record_directory(const config::Config& config) {
   return config.logging.directory.empty() ? config.checkpoint.directory : config.logging.directory;
 }
 
-void write_run_facts(const runtime::RunPlan& plan, const runtime::Prediction& prediction, int threads,
-                     std::size_t data_bytes, std::int64_t resumed_step, std::int64_t total_steps) {
+void write_run_facts(const runtime::RunPlan& plan, const Expectation& expected, int threads, std::size_t data_bytes,
+                     std::int64_t resumed_step, std::int64_t total_steps) {
   const std::string& directory = record_directory(plan.config);
   if (directory.empty()) return;
   observe::RunFacts facts;
@@ -57,8 +57,8 @@ void write_run_facts(const runtime::RunPlan& plan, const runtime::Prediction& pr
     facts.ranks.push_back({runtime::describe_place(plan, r), bytes(m.weights), bytes(m.gradients), bytes(m.optimizer),
                            bytes(m.activations), bytes(m.communication), bytes(m.data), bytes(m.fixed)});
   }
-  facts.step_seconds = prediction.step_seconds;
-  facts.bubble = prediction.bubble;
+  facts.step_seconds = expected.step_seconds;
+  facts.bubble = expected.bubble;
   facts.config = config::to_json(plan.config);
   // Nobody should take what an earlier run left for this one's end.
   storage::FileSystem& files = storage::real_file_system();

@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 
+#include "train_report.hpp"
 #include "trainer/config/command_line.hpp"
 #include "trainer/observe/timeline.hpp"
 #include "trainer/runtime/run_plan.hpp"
@@ -18,8 +19,8 @@ const std::string& record_directory(const config::Config& config);
 
 /// DIRECTORY/run.json: what is known before the first step; removes what an earlier run said at its end. On rank 0; the
 /// directory is there. Throws Error(Storage).
-void write_run_facts(const runtime::RunPlan& plan, const runtime::Prediction& prediction, int threads,
-                     std::size_t data_bytes, std::int64_t resumed_step, std::int64_t total_steps);
+void write_run_facts(const runtime::RunPlan& plan, const Expectation& expected, int threads, std::size_t data_bytes,
+                     std::int64_t resumed_step, std::int64_t total_steps);
 
 /// DIRECTORY/actions.json: the typical step; removed when none was kept whole. On rank 0. Failures are a warning.
 void write_actions(const runtime::RunPlan& plan, const observe::Timeline& timeline);

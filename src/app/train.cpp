@@ -183,10 +183,10 @@ ExitCode train(Context& context, const config::TrainCommand& command) {
   options.stop = &stop_requested();
   options.allocations = allocation_count;
   options.trace = trace;
-  const runtime::Prediction prediction;  // the cost model's, once there is one
+  const Expectation expected;  // a cost model's, once there is one
   options.observers = [&](std::int64_t resumed_step, std::int64_t total_steps) {
     auto observers = make_observers(plan.config, resumed_step);
-    write_run_facts(plan, prediction, node.threads, data->bytes(), resumed_step, total_steps);
+    write_run_facts(plan, expected, node.threads, data->bytes(), resumed_step, total_steps);
     return observers;
   };
   if (world.rank() == 0) {
@@ -196,9 +196,9 @@ ExitCode train(Context& context, const config::TrainCommand& command) {
   const runtime::TrainResult result = runtime::train(world, plan, *data, storage::real_file_system(), options);
   if (world.rank() == 0) {
     try {
-      report(plan, result, prediction);
       write_actions(plan, result.timeline);
       if (trace) write_trace(command.trace, result.timeline);
+      report(plan, result, expected);
     } catch (const Error& error) {
       if (result.message.empty()) throw;
       note(fmt::format("warning: {}\n", error.what()));

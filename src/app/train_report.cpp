@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <set>
 
 #include "app.hpp"
 #include "trainer/observe/reporters.hpp"
@@ -125,13 +126,15 @@ double mean_step(const runtime::TrainResult& result) {
 }
 
 // What was said before the run, or follows from the stages' own times, beside what was.
-std::vector<observe::RunSummary::Promise> promises(const runtime::TrainResult& result,
-                                                   const runtime::Prediction& prediction,
+std::vector<observe::RunSummary::Promise> promises(const runtime::TrainResult& result, const Expectation& expected,
                                                    const std::optional<schedule::Timing>& simulated) {
   std::vector<observe::RunSummary::Promise> all;
-  if (prediction.step_seconds > 0) {
-    all.push_back({"step seconds", prediction.source, prediction.step_seconds, mean_step(result)});
-    all.push_back({"bubble", prediction.source, prediction.bubble, measured_bubble(result)});
+  if (expected.step_seconds > 0) {
+    all.push_back({"step seconds", expected.source, expected.step_seconds, mean_step(result)});
+  }
+  if (expected.pass_seconds > 0 && !result.passes.empty()) {
+    all.push_back({"pass seconds", expected.source, expected.pass_seconds, longest_pass(result)});
+    all.push_back({"bubble", expected.source, expected.bubble, measured_bubble(result)});
   }
   if (simulated) {
     constexpr const char* kSource = "simulator, the stages' own times";
@@ -194,13 +197,10 @@ std::string memory_table(const runtime::RunPlan& plan, const runtime::TrainResul
   return observe::format_table({"rank", "place", "memory since start: predicted", "measured"}, rows);
 }
 
-// The run's facts for scripts, in DIRECTORY/summary.json beside the checkpoints where there are any.
+// The run's facts for scripts, in summary.json beside the checkpoints and beside metrics.jsonl.
 void write_summary(const runtime::RunPlan& plan, const runtime::TrainResult& result,
                    const std::vector<observe::RunSummary::Promise>& promises,
                    const std::optional<schedule::Timing>& simulated) {
-  const std::string& checkpoints = plan.config.checkpoint.directory;
-  const std::string& directory = checkpoints.empty() ? plan.config.logging.directory : checkpoints;
-  if (directory.empty()) return;
   observe::RunSummary facts;
   facts.first_step = result.first_step;
   facts.last_step = result.last_step;
@@ -224,16 +224,20 @@ void write_summary(const runtime::RunPlan& plan, const runtime::TrainResult& res
   if (simulated) facts.simulated_pass = simulated->step;
   facts.splits = result.splits;
   facts.promises = promises;
-  try {
-    storage::real_file_system().write_text(directory + "/summary.json", observe::to_json(facts));
-  } catch (const Error& error) {
-    note(fmt::format("warning: {}\n", error.what()));
+  const std::string text = observe::to_json(facts);
+  for (const std::string& directory : std::set{plan.config.checkpoint.directory, plan.config.logging.directory}) {
+    if (directory.empty()) continue;
+    try {
+      storage::real_file_system().write_text(directory + "/summary.json", text);
+    } catch (const Error& error) {
+      note(fmt::format("warning: {}\n", error.what()));
+    }
   }
 }
 
 }  // namespace
 
-void report(const runtime::RunPlan& plan, const runtime::TrainResult& result, const runtime::Prediction& prediction) {
+void report(const runtime::RunPlan& plan, const runtime::TrainResult& result, const Expectation& expected) {
   const std::int64_t steps = result.last_step - result.first_step + 1;
   if (steps == 0) {
     print(fmt::format("nothing left to train: {} is at step {} already\n", result.checkpoint, result.last_step));
@@ -244,7 +248,7 @@ void report(const runtime::RunPlan& plan, const runtime::TrainResult& result, co
   if (result.validation_loss) text += fmt::format(", validation loss {:.6g}", *result.validation_loss);
   if (result.accuracy) text += fmt::format(", accuracy {:.2f}%", 100.0 * *result.accuracy);
   const std::optional<schedule::Timing> simulated = simulated_pass(plan, result);
-  const std::vector<observe::RunSummary::Promise> held = promises(result, prediction, simulated);
+  const std::vector<observe::RunSummary::Promise> held = promises(result, expected, simulated);
   print(fmt::format("{}\n\n{}\nms of a step{}:\n{}\n{}", text, memory_table(plan, result),
                     steps > 1 ? fmt::format(", mean of {} (all but the first)", steps - 1) : "",
                     time_table(plan, result), promise_table(held)));

@@ -43,7 +43,6 @@ void ActionLog::charge(std::int64_t now) {
   if (depth_ > 0) {
     const auto a = static_cast<std::size_t>(open_[depth_ - 1].span.activity);
     times_[a] += now - last_;
-    step_times_[a] += now - last_;
   }
   last_ = now;
 }
@@ -57,7 +56,6 @@ void ActionLog::begin(Activity activity, std::int32_t stage, std::int64_t index)
   const std::int64_t now = clock_();
   charge(now);
   if (activity == Activity::Step) {
-    step_times_ = {};
     step_begin_ = step_end_ = now;
     keeping_ = last_kept_ == 0 || (index >= first_kept_ && index <= last_kept_);
   }
@@ -86,7 +84,8 @@ void ActionLog::end() {
 }
 
 void ActionLog::record(const Span& span) {
-  ring_[written_ % ring_.size()] = span;
+  ring_[next_] = span;
+  if (++next_ == ring_.size()) next_ = 0;
   ++written_;
 }
 

@@ -284,7 +284,8 @@ std::string memory_chart(const RunData& run) {
     const auto any = [p](const RankMemoryFacts& memory) { return memory.predicted[p] > 0; };
     if (std::any_of(run.memory.begin(), run.memory.end(), any)) used.push_back(kStyles[p]);
   }
-  used.push_back(kStyles[kMemoryParts.size()]);
+  const auto measured = [](const RankMemoryFacts& memory) { return memory.measured.has_value(); };
+  if (std::any_of(run.memory.begin(), run.memory.end(), measured)) used.push_back(kStyles[kMemoryParts.size()]);
   std::string rows;
   for (std::size_t r = 0; r < run.memory.size() && r < kMostRows; ++r) {
     const RankMemoryFacts& memory = run.memory[r];

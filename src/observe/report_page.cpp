@@ -89,7 +89,7 @@ std::string tiles(const RunData& run) {
   }
   if (run.accuracy) tile(fmt::format("{:.2f}%", 100 * *run.accuracy), "validation accuracy");
   if (const double seconds = median_of(run, &StepPoint::step_seconds); seconds > 0) {
-    tile(human_duration(seconds), "a step (median)");
+    tile(seconds < 0.01 ? fmt::format("{:.2f} ms", 1e3 * seconds) : human_duration(seconds), "a step (median)");
   }
   if (const double tokens = median_of(run, &StepPoint::tokens_per_second); tokens > 0) {
     tile(human_count(tokens), "tokens a second");
@@ -115,31 +115,33 @@ std::vector<Point> smoothed(const std::vector<Point>& points, std::size_t width)
   return means;
 }
 
+// More points than this are shown faint, with their means over them.
+constexpr std::size_t kMany = 60;
+
+std::vector<Series> curve(const std::vector<Point>& points, const std::string& name) {
+  if (points.size() <= kMany) return {{name, "first", points, false}};
+  return {{"", "faint", points, false}, {name, "first", smoothed(points, points.size() / 30), false}};
+}
+
 std::string loss_chart(const RunData& run) {
-  constexpr std::size_t kMany = 60;
-  const std::vector<Point> losses = points_of(run, &StepPoint::loss);
   LineChart chart;
   chart.title = "loss";
   chart.show = [](double loss) { return fmt::format("loss {:.5g}", loss); };
-  if (losses.size() > kMany) {
-    chart.series.push_back({"", "faint", losses, false});
-    chart.series.push_back({"training, smoothed", "first", smoothed(losses, losses.size() / 30), false});
-  } else {
-    chart.series.push_back({"training", "first", losses, false});
-  }
+  const std::vector<Point> losses = points_of(run, &StepPoint::loss);
+  chart.series = curve(losses, losses.size() > kMany ? "training, smoothed" : "training");
   std::vector<Point> evaluations;
   for (const EvaluationPoint& point : run.evaluations) evaluations.push_back({point.step, point.loss});
   if (!evaluations.empty()) chart.series.push_back({"validation", "second", evaluations, true});
   return line_chart(chart);
 }
 
-std::string small_chart(const char* title, std::vector<Point> points, bool zero,
+std::string small_chart(const char* title, const std::vector<Point>& points, bool zero,
                         std::function<std::string(double)> show) {
   LineChart chart;
   chart.title = title;
   chart.zero = zero;
   chart.show = std::move(show);
-  chart.series.push_back({"", "first", std::move(points), false});
+  chart.series = curve(points, "");
   const std::string svg = line_chart(chart);
   return svg.empty() ? "" : fmt::format("<div><h3>{}</h3>{}</div>", title, svg);
 }
@@ -164,7 +166,7 @@ std::string curves(const RunData& run) {
     for (const EvaluationPoint& e : run.evaluations) {
       if (e.accuracy) accuracy.push_back({e.step, 100 * *e.accuracy});
     }
-    text += small_chart("Validation accuracy, %", std::move(accuracy), false, plain("%"));
+    text += small_chart("Validation accuracy, %", accuracy, false, plain("%"));
   }
   return text + "</div>";
 }

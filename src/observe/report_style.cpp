@@ -47,8 +47,8 @@ rect.m0 { fill: var(--F); } rect.m1 { fill: var(--wait); } rect.m2 { fill: var(-
 rect.m4 { fill: var(--sum); } rect.m5 { fill: var(--W); } rect.m6 { fill: var(--other); }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 18px; font-size: 13.5px; color: var(--soft); }
 .legend span { display: inline-flex; align-items: center; gap: 6px; } .key { width: 12px; height: 12px; border-radius: 2px; }
-.row { display: grid; grid-template-columns: 130px 1fr 84px; align-items: center; gap: 10px; margin: 4px 0; font-size: 13.5px; }
-.wide-value .row { grid-template-columns: 130px 1fr 150px; }
+.row { display: grid; grid-template-columns: 164px 1fr 84px; align-items: center; gap: 10px; margin: 4px 0; font-size: 13.5px; }
+.wide-value .row { grid-template-columns: 164px 1fr 150px; }
 .bar { width: 100%; height: 18px; background: var(--lane); } .value { text-align: right; white-space: nowrap; } .who { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
 table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: 4px 12px; border-bottom: 1px solid var(--rule); white-space: nowrap; }

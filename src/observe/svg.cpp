@@ -203,7 +203,7 @@ std::vector<double> log_ticks(double low, double high, int count) {
 std::string tick_label(double value) {
   if (value == 0) return "0";
   const double magnitude = std::abs(value);
-  if (magnitude < 1e-3) {
+  if (magnitude < 1e-4) {
     const int exponent = static_cast<int>(std::floor(std::log10(magnitude) + 1e-12));
     return fmt::format("{:.3g}e{}", value / std::pow(10.0, exponent), exponent);
   }

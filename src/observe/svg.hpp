@@ -16,7 +16,7 @@ std::vector<double> linear_ticks(double low, double high, int count);
 /// The same for a logarithmic axis: powers of ten, with 2 and 5 where there are few, round numbers where there are
 /// fewer.
 std::vector<double> log_ticks(double low, double high, int count);
-/// "0", "0.25", "4e-4", "12k", "1.5M".
+/// "0", "0.25", "4e-5", "12k", "1.5M".
 std::string tick_label(double value);
 
 struct Point {

@@ -46,7 +46,8 @@ TEST_CASE("ticks are round numbers within the range") {
 TEST_CASE("labels of ticks") {
   CHECK(tick_label(0) == "0");
   CHECK(tick_label(0.25) == "0.25");
-  CHECK(tick_label(4e-4) == "4e-4");
+  CHECK(tick_label(4e-4) == "0.0004");
+  CHECK(tick_label(4e-5) == "4e-5");
   CHECK(tick_label(1e-9) == "1e-9");
   CHECK(tick_label(2500) == "2500");
   CHECK(tick_label(12000) == "12k");

@@ -62,10 +62,9 @@ class ActionLog {
   void begin(Activity activity, std::int32_t stage = -1, std::int64_t index = -1);
   void end();
 
-  /// Of the step that runs or ended last; sums to its duration.
-  const ActivityTimes& step_times() const { return step_times_; }
+  /// Of the step that ended last.
   std::int64_t step_nanoseconds() const { return step_end_ - step_begin_; }
-  /// Of everything so far, steps and what lies between them.
+  /// Of everything so far. Those of a step sum to its duration.
   const ActivityTimes& times() const { return times_; }
   /// Whole spans of a compute activity of one stage so far, waits in them included: what a simulator takes.
   struct StageSum {
@@ -94,13 +93,13 @@ class ActionLog {
 
   Clock clock_;
   std::vector<Span> ring_;
-  std::size_t written_ = 0;
+  std::size_t written_ = 0, next_ = 0;
   std::vector<StageSum> stages_;
   std::array<Open, 8> open_{};
   std::size_t depth_ = 0;
   std::size_t ignored_ = 0;  // scopes inside of an opaque one
   std::int64_t last_ = 0;    // clock of the last begin or end
-  ActivityTimes times_{}, step_times_{};
+  ActivityTimes times_{};
   std::int64_t step_begin_ = 0, step_end_ = 0;
   std::int64_t pass_nanoseconds_ = 0;
   std::int64_t first_kept_ = 0, last_kept_ = 0;  // steps; last 0: all

@@ -49,13 +49,6 @@ struct RankPass {
   double whole = 0;                           // of a step, with waits
 };
 
-/// What was said about a run before it began, to be held against it.
-struct Prediction {
-  double step_seconds = 0;  // 0: nothing was
-  double bubble = 0;        // share of the ranks' time in a pass
-  std::string source;       // "cost model", for people
-};
-
 struct TrainResult {
   ExitCode code = ExitCode::Done;
   std::int64_t first_step = 1;  // of this run
