@@ -119,9 +119,16 @@ class Run {
     const std::int64_t after = options_.allocations ? options_.allocations() : 0;
     times_.after_step();
     const double seconds = 1e-9 * static_cast<double>(log_.step_nanoseconds());
-    Spent spent{.seconds = seconds, .allocations = after - before, .splits = {}};
-    if (is_logged(step, total_, plan_.config.logging.every_steps)) {
-      spent.splits = split_ranks(plan_, times_.gather_step());
+    if (open_.gathers) open_.splits = split_ranks(plan_, times_.end_gather());
+    const bool made = !done.before || !done.before->stop;
+    Spent spent{.seconds = seconds,
+                .allocations = after - before,
+                .gathers = made && is_logged(step, total_, plan_.config.logging.every_steps),
+                .splits = {}};
+    if (spent.gathers) times_.begin_gather_step();
+    if (done.now && spent.gathers) {
+      spent.splits = split_ranks(plan_, times_.end_gather());
+      spent.gathers = false;
     }
     result_.seconds += seconds;
     bool stop = false;
@@ -135,6 +142,7 @@ class Run {
   struct Spent {
     double seconds = 0;
     std::int64_t allocations = 0;
+    bool gathers = false;  // the ranks' times are on their way
     std::vector<TimeSplit> splits;
   };
 
