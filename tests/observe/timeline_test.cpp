@@ -55,8 +55,9 @@ TEST_CASE("a trace: slices, arrows with both ends, memory") {
   CHECK(by_name["step 3"].size() == 2);
   CHECK(by_name.contains("checkpoint"));
   REQUIRE(arrows.size() == 2);
-  for (const auto& [id, ends] : arrows) {
-    CAPTURE(id);
+  for (const auto& arrow : arrows) {
+    const auto& ends = arrow.second;
+    CAPTURE(arrow.first);
     REQUIRE(ends.first.is_object());
     REQUIRE(ends.second.is_object());
     CHECK(ends.first["pid"] != ends.second["pid"]);
