@@ -52,6 +52,12 @@ std::string partition_table(const runtime::RunPlan& plan, int threads, std::size
       rows);
 }
 
+// A step of the table, as the run's optimizer step lets passes follow each other.
+static schedule::Timing timing_of(const runtime::RunPlan& plan, const std::vector<schedule::StageTimes>& times) {
+  return plan.config.training.optimistic_step ? schedule::simulate_without_barrier(plan.training, times)
+                                              : schedule::simulate(plan.training, times);
+}
+
 // What the backward computes again, and what it costs beside "FLOPs a step".
 static std::string recompute_line(const runtime::RunPlan& plan) {
   if (plan.config.training.recompute == config::Recompute::None) return {};
@@ -66,7 +72,7 @@ std::string summary(const runtime::RunPlan& plan) {
   for (std::int64_t s = 0; s < plan.stages(); ++s) {
     times.push_back(runtime::stage_flops(plan, StageId(s)));
   }
-  const double bubble = schedule::simulate(plan.training, times).bubble();
+  const double bubble = timing_of(plan, times).bubble();
   return fmt::format(
       "model: {} parameters, {} units, {} FLOPs a step\n"
       "mesh: data {} × pipeline {} × tensor {} = {} ranks; {} micro-batches of {} samples a replica\n"
@@ -94,7 +100,7 @@ std::optional<schedule::Timing> simulated_pass(const runtime::RunPlan& plan, con
         const std::vector<StageId>& stages = plan.stages_of(p);
         for (std::size_t s = 0; s < stages.size(); ++s) times[stages[s].index()] = result.passes[rank].compute[s];
       }
-      schedule::Timing timing = schedule::simulate(plan.training, times);
+      schedule::Timing timing = timing_of(plan, times);
       if (!slowest || timing.step > slowest->step) slowest = std::move(timing);
     }
   }

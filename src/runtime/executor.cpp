@@ -21,6 +21,10 @@ int tag_of(StageId lower_stage, Direction direction, std::size_t port, int chann
   return ((lower_stage.value * 2 + static_cast<int>(direction)) * 2 + channel) * kPorts + static_cast<int>(port);
 }
 
+bool is_backward(ActionKind kind) {
+  return kind == ActionKind::Backward || kind == ActionKind::BackwardInput || kind == ActionKind::BackwardWeight;
+}
+
 // Of every kind but reductions, which log their own waits.
 Activity activity_of(ActionKind kind) {
   switch (kind) {
@@ -333,16 +337,49 @@ void Executor::walk(const Action& action, const BatchSource& batches, const Pass
   }
 }
 
+void Executor::walk_idly(const Action& action) {
+  Stage& stage = stage_of(action);
+  switch (action.kind) {
+    case ActionKind::RecvForward:
+      return receive(stage.forward_receiver, action);
+    case ActionKind::RecvBackward:
+      return receive(stage.backward_receiver, action);
+    case ActionKind::Forward:
+      return reserve(stage.forward_sender, action);
+    case ActionKind::Backward:
+    case ActionKind::BackwardInput:
+      return reserve(stage.backward_sender, action);
+    case ActionKind::SendForward:
+      return send(stage.forward_sender, action);
+    case ActionKind::SendBackward:
+      return send(stage.backward_sender, action);
+    case ActionKind::BackwardWeight:
+    case ActionKind::ReduceGradients:
+      return;
+  }
+}
+
 PassResult Executor::run(const BatchSource& batches, const PassRequest& request, GradientSync* sync) {
   const ActivitySpan pass(log_, Activity::Pass);
   begin_pass();
-  for (const Action& action : *row_) walk(action, batches, request, sync);
+  PassResult result;
+  bool asked = !request.go_on;
+  for (const Action& action : *row_) {
+    if (!asked && is_backward(action.kind)) {
+      asked = true;
+      result.given_up = !request.go_on();
+    }
+    if (result.given_up) {
+      walk_idly(action);
+    } else {
+      walk(action, batches, request, sync);
+    }
+  }
   for (Stage& stage : stages_) {
     drain(stage.forward_sender);
     drain(stage.backward_sender);
     stage.runner->weight_done = nullptr;
   }
-  PassResult result;
   for (const LossResult& loss : losses_) {
     result.loss += loss.loss;
     result.hits += loss.hits;

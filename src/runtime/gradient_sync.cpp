@@ -210,6 +210,14 @@ void GradientSync::finish_update() {
   comm::wait_until(std::ref(poll), {"other replicas' part of the weights", -1, -1});
 }
 
+void GradientSync::leave_pass() {
+  if (parameters_.shared() == nullptr) return;
+  const ActivitySpan span(log_, Activity::Weights);
+  parameters_.shared()->post(kPassesLeft, ++passes_left_);
+  const auto poll = [this] { return all_reached(kPassesLeft, passes_left_); };
+  comm::wait_until(std::ref(poll), {"other replicas to give up the pass", -1, -1});
+}
+
 GradientMemory gradient_memory(const RunPlan& plan, const ParameterLayout& parameters, const plan::Coordinates& at) {
   GradientMemory memory;
   if (plan.mesh.data > 1 && !parameters.shared) {

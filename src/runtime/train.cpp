@@ -72,14 +72,14 @@ class Run {
     result_.last_step = done;
     const comm::ClockSample clock = comm::measure_clock(world_, plan_.node_of_rank, steady_nanoseconds);
     bool stopped = false;
-    for (std::int64_t step = done + 1; step <= total_ && !stopped; ++step) {
-      stopped = one_step(step, started);
+    for (std::int64_t next = done + 1; next <= total_ && !stopped; ++next) {
+      stopped = one_step(next, started);
+      const std::int64_t step = result_.last_step;
+      if (step < next && !stopped) continue;  // left open, so nothing is due
       // Saved before it is evaluated: a kill during the evaluation loses nothing.
-      const std::int64_t every = plan_.config.checkpoint.every_steps;
-      const bool due = stopped || step == total_ || (every > 0 && step % every == 0);
+      const bool due = stopped || save_is_due(step);
       if (due) save(step);
-      const std::int64_t eval_every = plan_.config.training.eval_every;
-      if (step < total_ && (stopped || eval_every == 0 || step % eval_every != 0)) continue;
+      if (step < total_ && (stopped || !evaluation_is_due(step))) continue;
       if (evaluate(step, started)) continue;
       stopped = true;
       if (!due) save(step);
@@ -95,6 +95,15 @@ class Run {
     void warning(std::string_view text) override { warnings.emplace_back(text); }
   };
 
+  bool save_is_due(std::int64_t step) const {
+    const std::int64_t every = plan_.config.checkpoint.every_steps;
+    return step == total_ || (every > 0 && step % every == 0);
+  }
+  bool evaluation_is_due(std::int64_t step) const {
+    const std::int64_t every = plan_.config.training.eval_every;
+    return step == total_ || (every > 0 && step % every == 0);
+  }
+
   bool wants_stop(Clock::time_point started) {
     if (options_.stop != nullptr && options_.stop->load(std::memory_order_relaxed)) return true;
     const double limit = plan_.config.training.time_limit;
@@ -105,33 +114,52 @@ class Run {
   bool one_step(std::int64_t step, Clock::time_point started) {
     times_.before_step();
     const std::int64_t before = options_.allocations ? options_.allocations() : 0;
-    const StepOutcome outcome = worker_.step(step, wants_stop(started));
+    const bool settle = save_is_due(step) || evaluation_is_due(step);
+    const StepResult done = worker_.step(step, wants_stop(started), settle);
     const std::int64_t after = options_.allocations ? options_.allocations() : 0;
     times_.after_step();
     const double seconds = 1e-9 * static_cast<double>(log_.step_nanoseconds());
-    std::vector<TimeSplit> splits;
-    if (is_logged(step, total_, plan_.config.logging.every_steps)) splits = split_ranks(plan_, times_.gather_step());
-    result_.loss = outcome.loss;
-    result_.last_step = step;
+    Spent spent{.seconds = seconds, .allocations = after - before, .splits = {}};
+    if (is_logged(step, total_, plan_.config.logging.every_steps)) {
+      spent.splits = split_ranks(plan_, times_.gather_step());
+    }
     result_.seconds += seconds;
+    bool stop = false;
+    if (done.before) stop = report(*done.before, open_);
+    if (done.now) stop = report(*done.now, spent);
+    open_ = std::move(spent);
+    return stop;
+  }
+
+  // What a call took, until its step is settled.
+  struct Spent {
+    double seconds = 0;
+    std::int64_t allocations = 0;
+    std::vector<TimeSplit> splits;
+  };
+
+  // A step that all ranks have agreed on; returns whether some rank wants to stop.
+  bool report(const StepOutcome& outcome, const Spent& spent) {
+    result_.loss = outcome.loss;
+    result_.last_step = outcome.step;
     if (world_.rank() != 0) return outcome.stop;
     StepReport report;
-    report.step = step;
+    report.step = outcome.step;
     report.total_steps = total_;
     report.loss = outcome.loss;
     report.grad_norm = outcome.grad_norm;
     report.learning_rate = outcome.learning_rate;
-    report.step_seconds = seconds;
+    report.step_seconds = spent.seconds;
     report.step_samples = plan_.config.training.batch_size;
-    report.samples = step * report.step_samples;
+    report.samples = outcome.step * report.step_samples;
     if (data_.kind().tokens) {
       report.tokens = report.samples * data_.kind().positions;
       report.step_tokens = report.step_samples * data_.kind().positions;
     }
     report.flops = step_flops_;
     report.peak_flops = options_.peak_flops;
-    if (options_.allocations) report.allocations = after - before;
-    report.splits = splits;
+    if (options_.allocations) report.allocations = spent.allocations;
+    report.splits = spent.splits;
     observer_->step(report);
     return outcome.stop;
   }
@@ -220,6 +248,7 @@ class Run {
   const double step_flops_ = step_flops(plan_);
   std::unique_ptr<Observer> observer_;
   bool limit_reached_ = false;
+  Spent open_;  // by the last call
   TrainResult result_;
 };
 

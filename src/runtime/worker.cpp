@@ -110,11 +110,16 @@ Worker::Worker(comm::Communicator& world, const RunPlan& plan, const storage::Da
     training_->set_progress([this] {
       sync_->progress();
       messages_->progress();
+      if (optimistic_) optimistic_->progress();
     });
   }
   batches_ = std::make_unique<BatchSource>(data, split_, config.training.seed, at_.data, plan.mesh.data,
                                            config.training.micro_batches);
   agreement_.resize(plan.graph.parameters.size() + 2);
+  if (training && config.training.optimistic_step) {
+    optimistic_ = std::make_unique<OptimisticStep>(world, agreement_.size());
+    wait_progress_.emplace([this] { optimistic_->progress(); });
+  }
   std::int64_t largest = 0;
   for (const HeldParameter& held : parameters_->layout().held) largest = std::max(largest, held.elements);
   norm_scratch_.resize(static_cast<std::size_t>(optim::norm_scratch(largest)));
@@ -219,18 +224,82 @@ void Worker::measure_norms() {
   }
 }
 
-StepOutcome Worker::step(std::int64_t step, bool stop) {
-  const config::Config& config = plan_.config;
+PassResult Worker::pass(std::int64_t step, const std::function<bool()>& go_on) {
   const GlobalBatch batch = training_batch(step);
-  const double targets = targets_of(batch);
-  const ActivitySpan whole(log_, Activity::Step, -1, step);
   {
     const ActivitySpan data(log_, Activity::Data);
     batches_->set(batch);
   }
-  const PassResult pass = training_->executor->run(
-      *batches_, {.seed = config.training.seed, .training = true, .loss_scale = 1.0 / targets, .count_hits = false},
-      sync_.get());
+  const PassRequest request{.seed = plan_.config.training.seed,
+                            .training = true,
+                            .loss_scale = 1.0 / targets_of(batch),
+                            .count_hits = false,
+                            .go_on = go_on};
+  return training_->executor->run(*batches_, request, sync_.get());
+}
+
+StepOutcome Worker::outcome_of(std::int64_t step) const {
+  const std::size_t parameters = plan_.graph.parameters.size();
+  StepOutcome outcome;
+  outcome.step = step;
+  outcome.loss = agreement_[parameters] / targets_of(training_batch(step));
+  outcome.stop = agreement_[parameters + 1] > 0;
+  double squares = 0;
+  for (std::size_t p = 0; p < parameters; ++p) squares += agreement_[p];
+  outcome.grad_norm = std::sqrt(squares);
+  outcome.learning_rate = optim::learning_rate(plan_.config.optimizer, step, total_steps_);
+  return outcome;
+}
+
+float Worker::clip_scale_of(const StepOutcome& outcome) const {
+  return optim::clip_scale(outcome.grad_norm, plan_.config.training.gradient_clip);
+}
+
+void Worker::update(const StepOutcome& outcome, float scale, bool keep_before) {
+  const ActivitySpan span(log_, Activity::Optimizer);
+  optimizer_->update(pool_, parameters_->segments(), outcome.step, outcome.learning_rate, scale, keep_before);
+}
+
+namespace {
+
+bool is_finite(const StepOutcome& outcome) { return std::isfinite(outcome.loss) && std::isfinite(outcome.grad_norm); }
+
+}  // namespace
+
+bool Worker::confirm() {
+  const ActivitySpan agreement(log_, Activity::Agreement);
+  const std::int64_t step = *optimistic_->step();
+  const std::span<const double> sums = optimistic_->close();
+  std::copy(sums.begin(), sums.end(), agreement_.begin());
+  confirmed_ = outcome_of(step);
+  return is_finite(confirmed_) && clip_scale_of(confirmed_) == 1.0f && !confirmed_.stop;
+}
+
+void Worker::repair(const StepOutcome& outcome) {
+  const float scale = clip_scale_of(outcome);
+  if (is_finite(outcome) && scale == 1.0f) return;
+  sync_->leave_pass();
+  optimizer_->take_back(pool_, parameters_->segments());
+  ++optimism_.taken_back;
+  if (is_finite(outcome)) update(outcome, scale);
+  sync_->finish_update();
+  if (!is_finite(outcome)) diverge(outcome.step, outcome.loss, outcome.grad_norm);
+}
+
+StepResult Worker::step(std::int64_t step, bool stop, bool settle) {
+  const ActivitySpan whole(log_, Activity::Step, -1, step);
+  StepResult result;
+  const bool open = optimistic_ && optimistic_->step();
+  PassResult pass = open ? this->pass(step, [this] { return confirm(); }) : this->pass(step);
+  if (open) {
+    result.before = confirmed_;
+    optimistic_->remember(clip_scale_of(confirmed_) != 1.0f);
+    if (pass.given_up) {
+      repair(confirmed_);
+      if (confirmed_.stop) return result;
+      pass = this->pass(step);
+    }
+  }
   sync_->finish_tied();
 
   std::fill(agreement_.begin(), agreement_.end(), 0.0);
@@ -241,26 +310,27 @@ StepOutcome Worker::step(std::int64_t step, bool stop) {
   const std::size_t parameters = plan_.graph.parameters.size();
   agreement_[parameters] = at_.tensor == 0 ? pass.loss : 0.0;
   agreement_[parameters + 1] = stop ? 1.0 : 0.0;
-  {
-    const ActivitySpan agreement(log_, Activity::Agreement);
-    world_.sum(agreement_);
-  }
-
   StepOutcome outcome;
-  outcome.loss = agreement_[parameters] / targets;
-  outcome.stop = agreement_[parameters + 1] > 0;
-  double squares = 0;
-  for (std::size_t p = 0; p < parameters; ++p) squares += agreement_[p];
-  outcome.grad_norm = std::sqrt(squares);
-  outcome.learning_rate = optim::learning_rate(config.optimizer, step, total_steps_);
-  if (!std::isfinite(outcome.loss) || !std::isfinite(outcome.grad_norm)) diverge(step, outcome.loss, outcome.grad_norm);
-  {
-    const ActivitySpan update(log_, Activity::Optimizer);
-    optimizer_->update(pool_, parameters_->segments(), step, outcome.learning_rate,
-                       optim::clip_scale(outcome.grad_norm, config.training.gradient_clip));
+  if (optimistic_ && !settle && optimistic_->promising()) {
+    std::copy(agreement_.begin(), agreement_.end(), optimistic_->terms().begin());
+    optimistic_->open(step);
+    outcome.step = step;
+    outcome.learning_rate = optim::learning_rate(plan_.config.optimizer, step, total_steps_);
+    update(outcome, 1.0f, /*keep_before=*/true);
+    ++optimism_.updates;
+  } else {
+    {
+      const ActivitySpan agreement(log_, Activity::Agreement);
+      world_.sum(agreement_);
+    }
+    outcome = outcome_of(step);
+    if (!is_finite(outcome)) diverge(step, outcome.loss, outcome.grad_norm);
+    update(outcome, clip_scale_of(outcome));
+    if (optimistic_) optimistic_->remember(clip_scale_of(outcome) != 1.0f);
+    result.now = outcome;
   }
   sync_->finish_update();
-  return outcome;
+  return result;
 }
 
 namespace {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -21,12 +22,16 @@ struct PassRequest {
   bool training = true;   // masks of dropout
   double loss_scale = 0;  // 1 / valid targets of the global batch; 0: no gradient
   bool count_hits = false;
+  /// Asked once, before this rank's first backward, at the same place of the table on every rank that shares a stage:
+  /// false gives the pass up. What is left of it is walked without computing, so that messages stay in step.
+  std::function<bool()> go_on = {};
 };
 
 /// Sums of this rank's micro-batches in ascending order; zeros on ranks without the loss.
 struct PassResult {
   double loss = 0;
   std::int64_t hits = 0;
+  bool given_up = false;  // then nothing else of this and no gradient says anything
 };
 
 /// One stage of this rank as a table's walk needs it; what it points to must stay.
@@ -100,6 +105,8 @@ class Executor {
   void drain(Sender& sender);
   void begin_pass();
   void walk(const schedule::Action& action, const BatchSource& batches, const PassRequest& request, GradientSync* sync);
+  /// The messages of an action alone.
+  void walk_idly(const schedule::Action& action);
   void forward(Stage& stage, const BatchSource& batches, const PassRequest& request, std::int32_t micro_batch);
   void backward(Stage& stage, const schedule::Action& action, const BatchSource& batches, const PassRequest& request,
                 GradientSync* sync);

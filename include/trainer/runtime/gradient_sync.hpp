@@ -35,6 +35,9 @@ class GradientSync {
   /// After this rank has updated its duty: waits until all replicas have, so that the weights are whole.
   void finish_update();
 
+  /// Of a pass that is given up: waits until no replica computes with the weights any more, so that they may change.
+  void leave_pass();
+
  private:
   struct Bucket {
     NodeId first_node;  // the bucket is whole when this node is done
@@ -69,6 +72,7 @@ class GradientSync {
   // Counts over all steps, as shared counters only rise.
   std::uint64_t buckets_before_ = 0;  // of finished steps
   std::uint64_t updates_ = 0;
+  std::uint64_t passes_left_ = 0;
   std::vector<Bucket> buckets_;  // in the order in which they become whole
   std::vector<Tied> tied_;
   std::size_t oldest_ = 0;

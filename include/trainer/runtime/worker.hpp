@@ -11,6 +11,7 @@
 #include "trainer/comm/communicator.hpp"
 #include "trainer/core/observer.hpp"
 #include "trainer/runtime/executor.hpp"
+#include "trainer/runtime/optimistic_step.hpp"
 #include "trainer/runtime/run_plan.hpp"
 #include "trainer/storage/checkpoint.hpp"
 #include "trainer/storage/dataset.hpp"
@@ -19,10 +20,17 @@ namespace trainer::runtime {
 
 /// What all ranks know after a step.
 struct StepOutcome {
+  std::int64_t step = 0;
   double loss = 0;
   double grad_norm = 0;
   double learning_rate = 0;
   bool stop = false;  // some rank asked to stop
+};
+
+/// What one call of Worker::step has settled.
+struct StepResult {
+  std::optional<StepOutcome> before;  // of the step before, which was left open
+  std::optional<StepOutcome> now;     // nothing: the step is open; or it was not made, as `before` says to stop
 };
 
 class Worker {
@@ -42,8 +50,17 @@ class Worker {
   std::vector<storage::Piece> pieces() const;
 
   /// One optimizer step (from 1). `stop` from any rank reaches all. Collective; throws Error(Diverged) on every rank
-  /// when loss or gradient is not finite, before any weight has changed.
-  StepOutcome step(std::int64_t step, bool stop);
+  /// when loss or gradient is not finite, before any weight has changed. With training.optimistic_step, a step that
+  /// need not be settled may stay open, its weights updated but not agreed on, until the next call settles it: nothing
+  /// else may be asked of the worker meanwhile. Weights and outcomes are the same bits either way.
+  StepResult step(std::int64_t step, bool stop, bool settle);
+  /// A settled step.
+  StepOutcome step(std::int64_t step, bool stop) { return *this->step(step, stop, true).now; }
+  /// Optimistic updates so far, and how many of them were taken back.
+  struct Optimism {
+    std::int64_t updates = 0, taken_back = 0;
+  };
+  const Optimism& optimism() const { return optimism_; }
   /// Mean loss (and accuracy for classes) over the held-out samples. Collective. With `stop`,
   /// nothing when it returned true on any rank before the last batch.
   std::optional<EvaluationReport> evaluate(std::int64_t step, const std::function<bool()>& stop = {});
@@ -63,6 +80,15 @@ class Worker {
   /// [stage] world ranks of this replica and tensor place.
   std::vector<int> stage_ranks() const;
   void measure_norms();
+  PassResult pass(std::int64_t step, const std::function<bool()>& go_on = {});
+  /// From the sums of all ranks, in agreement_.
+  StepOutcome outcome_of(std::int64_t step) const;
+  float clip_scale_of(const StepOutcome& outcome) const;
+  void update(const StepOutcome& outcome, float scale, bool keep_before = false);
+  /// Whether the open step stands as it is and the pass behind it is wanted.
+  bool confirm();
+  /// After a pass that was given up: brings the weights to where the plain way has them.
+  void repair(const StepOutcome& outcome);
   [[noreturn]] void diverge(std::int64_t step, double loss, double grad_norm);
 
   const RunPlan& plan_;
@@ -84,6 +110,10 @@ class Worker {
   std::unique_ptr<Program> training_, forward_only_;
   std::unique_ptr<GradientSync> sync_;
   std::unique_ptr<BatchSource> batches_;
+  std::unique_ptr<OptimisticStep> optimistic_;  // null: the plain way
+  std::optional<comm::WaitProgress> wait_progress_;
+  StepOutcome confirmed_;  // by the last confirm()
+  Optimism optimism_;
   std::vector<double> agreement_;  // [parameters] squared norms, then loss, stop
   std::vector<double> norm_scratch_;
 };
