@@ -268,7 +268,7 @@ constexpr int kMostThreads = 1024;
 
 /// "20:24", ":24", "20:" or "20" (one step); an end that was left out is 0.
 std::pair<std::int64_t, std::int64_t> step_range(const std::string& text) {
-  const auto step = [&text](std::string_view part) {
+  const auto step = [](std::string_view part) {
     std::int64_t value = 0;
     if (part.empty()) return value;
     const auto [end, problem] = std::from_chars(part.data(), part.data() + part.size(), value);

@@ -5,7 +5,9 @@
 
 #include <algorithm>
 #include <limits>
+#include <map>
 #include <optional>
+#include <set>
 
 namespace trainer::observe {
 
@@ -106,8 +108,13 @@ std::vector<std::int64_t> step_of_spans(const std::vector<Span>& spans) {
 
 void write_memory(TraceWriter& writer, std::size_t rank, const RankTimeline& timeline) {
   std::int64_t held = 0;
+  std::set<std::pair<std::int32_t, std::int64_t>> forwarded;  // (stage, micro-batch)
   for (const Span& span : timeline.spans) {
     if (!is_compute(span.activity)) continue;
+    // A pass that was given up and walked again puts the same things into the same places.
+    const std::pair key(span.stage, span.index);
+    if (span.activity == Activity::Forward && !forwarded.insert(key).second) continue;
+    if (span.activity == Activity::Backward || span.activity == Activity::BackwardWeight) forwarded.erase(key);
     const auto of = std::find_if(timeline.bytes.begin(), timeline.bytes.end(),
                                  [&](const HeldBytes& bytes) { return bytes.stage == span.stage; });
     if (of == timeline.bytes.end()) continue;
@@ -134,6 +141,7 @@ void write_memory(TraceWriter& writer, std::size_t rank, const RankTimeline& tim
 void write_rank(TraceWriter& writer, std::size_t rank, const RankTimeline& timeline) {
   writer.name_process(rank, timeline.place);
   const std::vector<std::int64_t> steps = step_of_spans(timeline.spans);
+  std::map<std::string, int> passed;  // messages of one name: more than one where a step walks its pass again
   for (std::size_t i = 0; i < timeline.spans.size(); ++i) {
     const Span& span = timeline.spans[i];
     writer.slice(rank, span);
@@ -141,7 +149,8 @@ void write_rank(TraceWriter& writer, std::size_t rank, const RankTimeline& timel
     if (const auto id = message_of(span, timeline.column, steps[i])) {
       const bool forward = span.activity == Activity::SendForward || span.activity == Activity::ReceiveForward;
       const bool send = is_send(span.activity);
-      writer.arrow(rank, send, send ? span.begin : span.end, forward ? "activations" : "gradient", *id);
+      writer.arrow(rank, send, send ? span.begin : span.end, forward ? "activations" : "gradient",
+                   fmt::format("{}.{}", *id, passed[*id]++));
     }
   }
   write_memory(writer, rank, timeline);

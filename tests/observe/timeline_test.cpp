@@ -55,8 +55,9 @@ TEST_CASE("a trace: slices, arrows with both ends, memory") {
   CHECK(by_name["step 3"].size() == 2);
   CHECK(by_name.contains("checkpoint"));
   REQUIRE(arrows.size() == 2);
-  for (const auto& [id, ends] : arrows) {
-    CAPTURE(id);
+  for (const auto& arrow : arrows) {
+    const auto& ends = arrow.second;
+    CAPTURE(arrow.first);
     REQUIRE(ends.first.is_object());
     REQUIRE(ends.second.is_object());
     CHECK(ends.first["pid"] != ends.second["pid"]);
@@ -88,6 +89,37 @@ TEST_CASE("the same message of another step or replica is another arrow") {
   }
   CHECK(ends.size() == 8);
   for (const auto& [id, count] : ends) CHECK(count == 2);
+}
+
+TEST_CASE("a pass that is given up and walked again: its messages have arrows of their own, its memory counts once") {
+  Timeline timeline = two_ranks();
+  for (RankTimeline& rank : timeline.ranks) {
+    // The forwards and all messages of the first walk, then the whole of the second.
+    std::vector<Span> again;
+    for (const Span& span : rank.spans) {
+      const bool message = span.activity >= Activity::ReceiveForward && span.activity <= Activity::SendBackward;
+      if (span.activity == Activity::Forward || message) again.push_back(span);
+    }
+    for (Span& span : again) {
+      span.begin -= 100'000;
+      span.end -= 100'000;
+    }
+    for (Span& span : rank.spans) {
+      if (span.activity == Activity::Step) span.begin -= 100'000;
+    }
+    rank.spans.insert(rank.spans.begin(), again.begin(), again.end());
+  }
+  const Json trace = Json::parse(trace_json(timeline));
+  std::map<std::string, std::string> ends;
+  std::vector<double> memory;
+  for (const Json& event : trace["traceEvents"]) {
+    const std::string phase = event["ph"];
+    if (phase == "s" || phase == "f") ends[event["id"]] += phase;
+    if (phase == "C" && event["pid"] == 0) memory.push_back(event["args"]["bytes"]);
+  }
+  CHECK(ends.size() == 4);
+  for (const auto& arrow : ends) CHECK((arrow.second == "sf" || arrow.second == "fs"));
+  CHECK(memory == std::vector<double>{140, 0});
 }
 
 TEST_CASE("one step for the report: seconds from its beginning, without what encloses all") {

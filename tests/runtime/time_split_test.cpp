@@ -142,7 +142,9 @@ TEST_CASE("parts of a step sum to it, on every rank, in every layout; spans are 
       {{"parallel.pipeline=2", "parallel.schedule=interleaved", "parallel.chunks=2"}, 2},
       {{"parallel.tensor=2"}, 2},
       {{"parallel.data=2", "parallel.pipeline=2", "parallel.tensor=2"}, 8}};
-  for (auto [set, ranks] : layouts) {
+  for (const auto& layout : layouts) {
+    std::vector<std::string> set = layout.first;
+    const std::int64_t ranks = layout.second;
     CAPTURE(ranks);
     set.insert(set.end(), {"training.steps=6", "training.micro_batches=3", "logging.every_steps=2",
                            "data.validation_fraction=0.25", "training.eval_every=2"});
