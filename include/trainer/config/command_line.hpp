@@ -7,6 +7,7 @@
 #include <variant>
 #include <vector>
 
+#include "trainer/config/sweep.hpp"
 #include "trainer/core/error.hpp"
 
 namespace trainer::config {
@@ -67,6 +68,18 @@ struct ScheduleCommand {
   double transfer = 0;  // of a message, in the same unit
   bool timed = false;   // any of these was given
 };
+struct SweepCommand {
+  std::string config_path;
+  std::vector<std::string> overrides;  // --set, in order
+  std::vector<Over> over;
+  std::int64_t steps = 10;  // of each run; the first is not measured
+  std::int64_t repeat = 1;  // runs of each combination, in turns
+  bool halving = false;
+  std::string output;  // directory of sweep.csv and sweep.json; "": none
+  bool overwrite = false;
+  int threads = 0;
+  std::string kernels;
+};
 /// --help, --version or a usage error: what to print and where, and the code to leave with.
 struct Leave {
   ExitCode code = ExitCode::Done;
@@ -74,8 +87,8 @@ struct Leave {
   std::string err;  // to stderr
 };
 
-using Command =
-    std::variant<TrainCommand, ExportCommand, GenerateCommand, EvalCommand, InspectCommand, ScheduleCommand, Leave>;
+using Command = std::variant<TrainCommand, ExportCommand, GenerateCommand, EvalCommand, InspectCommand, ScheduleCommand,
+                             SweepCommand, Leave>;
 
 /// Never throws for bad input: that is a Leave with code Usage.
 Command parse_command_line(int argc, const char* const* argv);
