@@ -9,6 +9,7 @@
 #include "trainer/observe/reporters.hpp"
 #include "trainer/ops/matmul.hpp"
 #include "trainer/runtime/agreement.hpp"
+#include "trainer/runtime/recompute.hpp"
 #include "trainer/runtime/worker.hpp"
 
 namespace trainer::app {
@@ -38,6 +39,17 @@ void require_memory(comm::Communicator& world, const runtime::RunPlan& plan, con
                             ranks == 1 ? "the rank" : fmt::format("the {} ranks", ranks), human_bytes(facts[0]),
                             human_bytes(available)));
   });
+}
+
+// What training.recompute = "auto" may fill: the stated memory, else an equal share of what the node has left, the
+// least of all nodes.
+runtime::MemoryLimit memory_limit(comm::Communicator& world, const config::Config& config, std::int64_t ranks_here) {
+  if (config.parallel.memory_per_rank > 0) {
+    return {.bytes = static_cast<std::size_t>(config.parallel.memory_per_rank), .own = false};
+  }
+  double share[1] = {-comm::available_memory() / static_cast<double>(ranks_here)};
+  world.max(share);
+  return {.bytes = static_cast<std::size_t>(-share[0]), .own = true};
 }
 
 // Peak of all cores that the ranks compute on, from one measured while the others wait.
@@ -101,8 +113,18 @@ PreparedRun prepare_run(comm::Communicator& world, RunRequest request, DataCache
   return run;
 }
 
+void fit_memory(comm::Communicator& world, PreparedRun& run, std::int64_t ranks_here) {
+  const runtime::MemoryLimit limit = memory_limit(world, run.plan.config, ranks_here);
+  runtime::agree(world, [&] {
+    // Of what the node has left, the data set is gone already.
+    runtime::fit_recompute(run.plan, run.node.threads, limit.own ? 0 : run.data->bytes(), limit);
+    runtime::require_memory_per_rank(run.plan, run.node.threads, run.data->bytes());
+  });
+}
+
 runtime::TrainOptions start_run(comm::Communicator& world, PreparedRun& run, std::int64_t base_memory) {
   run.plan.node_of_rank = comm::node_of_rank(world);
+  fit_memory(world, run, run.node.ranks_on_node);
   require_memory(world, run.plan, run.node);
   runtime::TrainOptions options;
   options.threads = run.node.threads;

@@ -52,8 +52,12 @@ class DataCache {
 /// `world`, throws AgreedError.
 PreparedRun prepare_run(comm::Communicator& world, RunRequest request, DataCache& cache);
 
-/// What a run is told besides its plan. Refuses one that the memory of a node cannot hold. Collective over `world`
-/// (plan.mesh.size() ranks), throws AgreedError. `base_memory`: resident before the run.
+/// Decides training.recompute "auto" for so many ranks on a node and holds the plan to parallel.memory_per_rank.
+/// Collective over `world`, throws AgreedError.
+void fit_memory(comm::Communicator& world, PreparedRun& run, std::int64_t ranks_here);
+
+/// What a run is told besides its plan, whose memory it fits. Refuses one that the memory of a node cannot hold.
+/// Collective over `world` (plan.mesh.size() ranks), throws AgreedError. `base_memory`: resident before the run.
 runtime::TrainOptions start_run(comm::Communicator& world, PreparedRun& run, std::int64_t base_memory);
 
 }  // namespace trainer::app

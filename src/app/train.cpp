@@ -72,6 +72,7 @@ ExitCode train(Context& context, const config::TrainCommand& command) {
   PreparedRun run = prepare_run(world, {std::move(config), ranks, command.threads, command.kernels}, cache);
   const runtime::RunPlan& plan = run.plan;
   if (command.dry_run) {
+    fit_memory(world, run, ranks);
     if (world.rank() == 0)
       print(fmt::format("{}{}", summary(plan), partition_table(plan, run.node.threads, run.data->bytes())));
     return ExitCode::Done;

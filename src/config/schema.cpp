@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <optional>
 
+#include "other_keys.hpp"
 #include "trainer/core/error.hpp"
 
 namespace trainer::config {
@@ -311,6 +312,7 @@ void add_training(Schema& s) {
            "of what matrix products multiply; weights and sums stay float32", {"float16", "float64"}),
        key("bfloat16_emulation", &T::bfloat16_emulation,
            "on CPUs without bfloat16 instructions: the same results at float32's speed; false: refuse"),
+       recompute_key("what the backward computes again instead of keeping it; auto: the least that fits the memory"),
        seed_key("of initial weights, dropout and the order of samples"),
        key("eval_every", &T::eval_every, 0, kMostSteps, "steps between evaluations; 0: only at the end"),
        key("time_limit", &T::time_limit, kSeconds, "seconds; then save and leave with code 75; 0: none"),
@@ -353,8 +355,11 @@ void add_the_rest(Schema& s) {
        key("chunks", &P::chunks, 0, kMostParts, "stages a rank; 0: 2 for interleaved, zb-v and dualpipe-v, else 1"),
        key("micro_batch_group", &P::micro_batch_group, 0, kMostParts,
            "interleaved: micro-batches that a chunk takes in turn; 0: as many as pipeline ranks"),
+       key("most_held", &P::most_held, 0, kMostParts,
+           "(stage, micro-batch) pairs that the schedule may have a rank hold: auto keeps to it; 0: any"),
        key("schedule_file", &P::schedule_file, "CSV of schedule file, as trainer schedule prints it"),
-       partition_key("what stages balance, or the units of each stage")}};
+       partition_key("what stages balance, or the units of each stage"),
+       memory_key("that no rank may be predicted to need; 0: what the node has")}};
   s.checkpoint = {"checkpoint",
                   "",
                   {key("directory", &Checkpoint::directory, "where checkpoints go; \"\": none are written"),
@@ -439,11 +444,6 @@ const std::vector<SectionInfo>& sections() {
   return table;
 }
 
-bool is_later_key(const std::string& path) {
-  static const std::vector<std::string> later = {"training.recompute"};
-  return std::find(later.begin(), later.end(), path) != later.end();
-}
-
 const char* name_of(ScheduleName schedule) {
   for (const auto& [word, value] : kSchedules) {
     if (value == schedule) return word;
@@ -481,6 +481,10 @@ std::string expectation(const Rule& rule) {
       return "a list of two numbers" + number_expectation(rule).substr(8);
     case Kind::Partition:
       return join_choices(rule.choices) + ", or a list of the units of each stage";
+    case Kind::Names:
+      return join_choices(rule.choices) + ", or a list of layers by name";
+    case Kind::Bytes:
+      return "a number of bytes, as 4294967296, \"4GiB\" or \"4GB\"";
     case Kind::Layers:
       return "a list of layers, each an object with a \"type\"";
   }

@@ -161,11 +161,12 @@ class StepSearch {
   std::int64_t simulations_left_ = 0;
 };
 
-std::vector<Range> shortest_step(const model::Graph& graph, const schedule::Schedule& table) {
+std::vector<Range> shortest_step(const model::Graph& graph, const schedule::Schedule& table,
+                                 const std::vector<NodeId>& again) {
   std::vector<schedule::StageTimes> costs;
   std::vector<double> sums;
   for (const model::Unit& piece : graph.pieces) {
-    costs.push_back(flops_of(graph, {piece.node_begin, piece.node_end}));
+    costs.push_back(flops_of(graph, {piece.node_begin, piece.node_end}, again));
     sums.push_back(sum_of(costs.back()));
   }
   return StepSearch(costs, table).improve(balanced_cut(sums, table.stages));
@@ -199,7 +200,7 @@ std::vector<Range> balanced_cut(const std::vector<double>& costs, std::int64_t p
 }
 
 std::vector<Range> cut_stages(const model::Graph& graph, const config::Parallel& parallel,
-                              const schedule::Schedule& table) {
+                              const schedule::Schedule& table, const std::vector<NodeId>& again) {
   const auto units = static_cast<std::int64_t>(graph.units.size());
   const std::int64_t stages = table.stages;
   if (stages > units) {
@@ -227,23 +228,23 @@ std::vector<Range> cut_stages(const model::Graph& graph, const config::Parallel&
       return nodes_of(graph.units, balanced_cut(costs, stages));
     }
     case config::PartitionRule::Flops:
-      return nodes_of(graph.pieces, shortest_step(graph, table));
+      return nodes_of(graph.pieces, shortest_step(graph, table, again));
   }
   internal_error("an unknown partition rule");
 }
 
-schedule::StageTimes flops_of(const model::Graph& graph, Range nodes) {
+schedule::StageTimes flops_of(const model::Graph& graph, Range nodes, const std::vector<NodeId>& again) {
   schedule::StageTimes times{0, 0, 0};
   for (std::int64_t i = nodes.begin; i < nodes.end; ++i) {
-    const model::NodeCost cost = model::cost(graph.nodes[static_cast<std::size_t>(i)], graph);
+    model::NodeCost cost = model::cost(graph.nodes[static_cast<std::size_t>(i)], graph);
+    if (const auto* delay = std::get_if<model::Delay>(&graph.nodes[static_cast<std::size_t>(i)].op)) {
+      cost = {kDelayFlops * delay->forward_ms, kDelayFlops * delay->backward_input_ms,
+              kDelayFlops * delay->backward_weight_ms};
+    }
     times.forward += cost.forward;
     times.backward_input += cost.backward_input;
     times.backward_weight += cost.backward_weight;
-    if (const auto* delay = std::get_if<model::Delay>(&graph.nodes[static_cast<std::size_t>(i)].op)) {
-      times.forward += kDelayFlops * delay->forward_ms;
-      times.backward_input += kDelayFlops * delay->backward_input_ms;
-      times.backward_weight += kDelayFlops * delay->backward_weight_ms;
-    }
+    if (std::binary_search(again.begin(), again.end(), NodeId(i))) times.backward_input += cost.forward;
   }
   return times;
 }

@@ -10,6 +10,7 @@
 #include "trainer/plan/cut.hpp"
 #include "trainer/runtime/gradient_sync.hpp"
 #include "trainer/runtime/parameters.hpp"
+#include "trainer/runtime/recompute.hpp"
 #include "trainer/runtime/tensor_group.hpp"
 #include "trainer/schedule/automatic.hpp"
 #include "trainer/schedule/table_file.hpp"
@@ -74,10 +75,11 @@ schedule::Schedule table_to_cut_for(const config::Parallel& parallel, std::int64
 schedule::Schedule made_for(RunPlan& plan, const config::Parallel& parallel, std::int64_t micro_batches) {
   constexpr std::int64_t kWork = 4'000'000;
   std::vector<schedule::StageTimes> times;
-  for (std::int64_t s = 0; s < plan.stages(); ++s) times.push_back(plan::flops_of(plan.graph, plan.nodes(StageId(s))));
+  for (std::int64_t s = 0; s < plan.stages(); ++s) times.push_back(stage_flops(plan, StageId(s)));
   schedule::AutomaticOptions options;
   options.ranks = parallel.pipeline;
   options.micro_batches = micro_batches;
+  options.most_held = parallel.most_held;
   options.tries = std::min(options.tries, kWork / (plan.stages() * micro_batches * options.ranks));
   schedule::Automatic made = schedule::automatic(times, options);
   constexpr double kRounding = 1e-9;
@@ -96,6 +98,16 @@ schedule::Schedule compute_schedule(RunPlan& plan, const config::Parallel& paral
       return made_for(plan, parallel, micro_batches);
     default:
       return published(name_of(parallel.schedule), shape_of(parallel, micro_batches));
+  }
+}
+
+void require_held(const schedule::Schedule& schedule, const config::Parallel& parallel) {
+  if (parallel.most_held == 0) return;
+  if (const auto over = schedule::over_cap(schedule, parallel.most_held)) {
+    throw Error(ExitCode::Usage,
+                fmt::format("parallel.most_held: the schedule \"{}\" does not keep to it; \"auto\", \"1f1b\" or fewer "
+                            "micro-batches may: {}",
+                            config::name_of(parallel.schedule), over->message));
   }
 }
 
@@ -142,7 +154,8 @@ LayoutRequest layout_request(const RunPlan& plan, const plan::LocalGraph& local,
           .training = true,
           .split_backward = has_split_backward(plan.training, stage),
           .precision = matmul_precision(plan.config),
-          .with_loss = true};
+          .with_loss = true,
+          .recompute = plan.recompute};
 }
 
 // Sizes beyond this cannot be added up in 64 bits, and no machine has them: refused before anything multiplies them.
@@ -177,10 +190,14 @@ RunPlan make_plan(config::Config config, std::int64_t ranks) {
   const config::Parallel& parallel = config.parallel;
   plan.mesh = {parallel.data, parallel.pipeline, parallel.tensor};
   const std::int64_t micro_batches = config.training.micro_batches;
+  plan.recompute = written_segments(plan.graph, config.training);
+  const Range all{0, static_cast<std::int64_t>(plan.graph.nodes.size())};
   plan.stage_nodes =
-      plan::cut_stages(plan.graph, parallel, schedule::lowered(table_to_cut_for(parallel, micro_batches)));
+      plan::cut_stages(plan.graph, parallel, schedule::lowered(table_to_cut_for(parallel, micro_batches)),
+                       recomputed_nodes(plan.graph, all, plan.recompute));
   plan.parameter_uses = uses_by_parameter(plan);
   const schedule::Schedule compute = compute_schedule(plan, parallel, micro_batches);
+  require_held(compute, parallel);
   plan.training = schedule::add_reductions(schedule::lowered(compute));
   plan.forward_only = schedule::forwards_of(plan.training);
   plan.stages_of_rank = stages_by_rank(plan.training);
