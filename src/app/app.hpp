@@ -31,6 +31,7 @@ ExitCode export_weights(const config::ExportCommand& command);
 ExitCode generate(const config::GenerateCommand& command);
 ExitCode inspect(const config::InspectCommand& command);
 ExitCode print_schedule(const config::ScheduleCommand& command);
+ExitCode report(const config::ReportCommand& command);
 
 /// stdout that cannot be written. Only the rank that prints meets it, when the others have nothing left to do.
 class OutputError : public Error {

@@ -65,12 +65,9 @@ std::optional<double> bubble_of(const runtime::RunPlan& plan, const runtime::Tra
   double computing = 0;
   double whole = 0;
   for (const runtime::RankPass& pass : result.passes) {
-    for (const schedule::StageTimes& stage : pass.compute) {
-      computing += stage.forward + stage.backward_input + stage.backward_weight;
-    }
+    computing += pass.busy;
     whole = std::max(whole, pass.whole);
   }
-  computing *= static_cast<double>(plan.training.micro_batches);
   return 1 - computing / (whole * static_cast<double>(result.passes.size()));
 }
 

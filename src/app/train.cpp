@@ -6,12 +6,14 @@
 #include <optional>
 
 #include "app.hpp"
+#include "run_record.hpp"
 #include "run_training.hpp"
 #include "train_report.hpp"
 #include "trainer/observe/reporters.hpp"
 #include "trainer/ops/matmul.hpp"
 #include "trainer/runtime/agreement.hpp"
 #include "trainer/runtime/train.hpp"
+#include "trainer/runtime/worker.hpp"
 
 namespace trainer::app {
 
@@ -22,8 +24,7 @@ std::unique_ptr<Observer> make_observers(const config::Config& config, std::int6
   std::vector<std::unique_ptr<Observer>> all;
   const std::int64_t every = config.logging.every_steps;
   auto progress = observe::make_progress(isatty(STDERR_FILENO) != 0, every);
-  const std::string& directory =
-      config.logging.directory.empty() ? config.checkpoint.directory : config.logging.directory;
+  const std::string& directory = record_directory(config);
   if (!directory.empty()) {
     storage::real_file_system().make_directories(directory);
     all.push_back(observe::make_metrics(directory, every, resumed_step, progress.get()));
@@ -71,6 +72,12 @@ ExitCode train(Context& context, const config::TrainCommand& command) {
   DataCache cache;
   PreparedRun run = prepare_run(world, {std::move(config), ranks, command.threads, command.kernels}, cache);
   const runtime::RunPlan& plan = run.plan;
+  std::optional<runtime::TraceWindow> trace;
+  runtime::agree(world, [&] {
+    trace =
+        trace_window(command, runtime::total_steps(plan.config.training, runtime::training_samples(plan, *run.data)));
+    if (trace && !command.dry_run && world.rank() == 0) try_trace(command.trace);
+  });
   if (command.dry_run) {
     fit_memory(world, run, ranks);
     if (world.rank() == 0)
@@ -82,8 +89,12 @@ ExitCode train(Context& context, const config::TrainCommand& command) {
   runtime::TrainOptions options = start_run(world, run, context.base_memory);
   options.resume = command.resume;
   options.overwrite = command.overwrite;
-  options.observers = [&plan](std::int64_t resumed_step, std::int64_t) {
-    return make_observers(plan.config, resumed_step);
+  options.trace = trace;
+  const Expectation expected;  // a cost model's, once there is one
+  options.observers = [&](std::int64_t resumed_step, std::int64_t total_steps) {
+    auto observers = make_observers(plan.config, resumed_step);
+    write_run_facts(plan, expected, run.node.threads, run.data->bytes(), resumed_step, total_steps);
+    return observers;
   };
   if (world.rank() == 0) {
     note(fmt::format("{}{} thread{} a rank{}\n", summary(plan), run.node.threads, run.node.threads == 1 ? "" : "s",
@@ -92,7 +103,9 @@ ExitCode train(Context& context, const config::TrainCommand& command) {
   const runtime::TrainResult result = runtime::train(world, plan, *run.data, storage::real_file_system(), options);
   if (world.rank() == 0) {
     try {
-      report(plan, result);
+      write_actions(plan, result.timeline);
+      if (trace) write_trace(command.trace, result.timeline);
+      report(plan, result, expected);
     } catch (const Error& error) {
       if (result.message.empty()) throw;
       note(fmt::format("warning: {}\n", error.what()));

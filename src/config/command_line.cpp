@@ -7,6 +7,7 @@
 #include <charconv>
 #include <cmath>
 #include <limits>
+#include <tuple>
 
 #include "trainer/config/config.hpp"
 
@@ -73,6 +74,11 @@ constexpr const char* kSweepExamples =
     "Commas part values, except inside brackets and quotes. A combination that writes fewer ranks than were started\n"
     "runs on so many, and the others wait. What cannot run becomes a row with the reason. Nothing is evaluated or\n"
     "saved. The fastest is the one with most tokens (samples) a second; the last line is the command that trains it.";
+constexpr const char* kReportExamples =
+    "Examples:\n"
+    "  trainer report runs/gpt\n"
+    "  trainer report runs/gpt --output gpt.html\n"
+    "\nRuns by itself, without mpiexec, also while the training goes on. The page needs no network.";
 
 /// A command line that cannot be followed; `where` is "" or the subcommand.
 struct Misuse {
@@ -85,10 +91,11 @@ struct Texts {
   std::string config, threads, ranks, kernels, checkpoint, format, out, prompt, tokens, temperature, top_k, seed;
   std::vector<std::string> overrides;
   std::vector<std::int64_t> token_list;
-  std::string logits;
   std::vector<std::string> over;
   std::string steps, repeat;
   bool halving = false;
+  std::string logits, trace, trace_steps, output;
+  std::vector<std::string> directories;
   std::string name, file, stages, micro_batches, group, most_held, forward, backward_input, backward_weight, transfer;
   bool split_backward = false, draw = false;
   bool dry_run = false, print_config = false, resume = false, overwrite = false, verify = false, json = false;
@@ -131,6 +138,9 @@ void add_train(CLI::App& app, Texts& t) {
   add_text(&app, "--threads", t.threads, "Threads of a rank; left out: the cores it may use", "N");
   add_text(&app, "--ranks", t.ranks, "With --dry-run or --print-config: as if N ranks were started", "N");
   add_text(&app, "--kernels", t.kernels, "Who multiplies matrices: native (default) or onednn", "NAME");
+  add_text(&app, "--trace", t.trace, "Write what every rank did when: Trace Event JSON, for Perfetto", "FILE");
+  add_text(&app, "--trace-steps", t.trace_steps, "With --trace: these steps, e.g. 20:24 (default: the last five)",
+           "A:B");
   app.add_flag("--help-keys", t.help_keys, "Print every key of the configuration and leave");
 }
 
@@ -139,7 +149,7 @@ void add_checkpoint(CLI::App* app, Texts& t) {
 }
 
 struct Subcommands {
-  CLI::App *export_, *generate, *eval, *inspect, *schedule, *sweep;
+  CLI::App *export_, *generate, *eval, *inspect, *schedule, *report, *sweep;
 };
 
 CLI::App* add_schedule(CLI::App& app, Texts& t) {
@@ -220,6 +230,12 @@ Subcommands add_subcommands(CLI::App& app, Texts& t) {
   s.inspect->add_flag("--json", t.json, "Print one JSON object");
   s.inspect->footer(std::string(kInspectExamples) + kWithoutMpiexec);
   s.schedule = add_schedule(app, t);
+  s.report =
+      app.add_subcommand("report", "Make an HTML page of a run: curves, a step as a picture, where the time went");
+  s.report->add_option("RUNDIR", t.directories, "The run's directory: logging.directory, or checkpoint.directory")
+      ->type_name("");
+  add_text(s.report, "--output", t.output, "Where to write it, - for stdout (default: RUNDIR/report.html)", "FILE");
+  s.report->footer(kReportExamples);
   s.sweep = add_sweep(app, t);
   return s;
 }
@@ -259,7 +275,8 @@ void refuse_unknown(const CLI::App& app, const CLI::App& main) {
   }
   throw Misuse{
       "",
-      fmt::format("unknown subcommand \"{}\"; there are export, generate, eval, inspect, schedule and sweep", word)};
+      fmt::format("unknown subcommand \"{}\"; there are export, generate, eval, inspect, schedule, report and sweep",
+                  word)};
 }
 
 void require(const CLI::App& app, const char* option, const std::string& text, const char* example) {
@@ -281,6 +298,28 @@ void require_one_of(const CLI::App& app, const char* option, const std::string& 
 }
 
 constexpr int kMostThreads = 1024;
+
+/// "20:24", ":24", "20:" or "20" (one step); an end that was left out is 0.
+std::pair<std::int64_t, std::int64_t> step_range(const std::string& text) {
+  const auto step = [](std::string_view part) {
+    std::int64_t value = 0;
+    if (part.empty()) return value;
+    const auto [end, problem] = std::from_chars(part.data(), part.data() + part.size(), value);
+    if (problem != std::errc{} || end != part.data() + part.size() || value < 1) value = -1;
+    return value;
+  };
+  const std::size_t colon = std::min(text.find(':'), text.size());
+  const std::int64_t first = step(std::string_view(text).substr(0, colon));
+  const std::int64_t last = colon == text.size() ? first : step(std::string_view(text).substr(colon + 1));
+  const bool nothing = first == 0 && last == 0;
+  if (nothing || first < 0 || last < 0 || (last > 0 && first > last)) {
+    throw Misuse{"",
+                 fmt::format("--trace-steps is \"{}\"; expected two steps from 1 up, the first not behind the second, "
+                             "for example 20:24",
+                             text)};
+  }
+  return {first, last};
+}
 
 Command train_command(const CLI::App& app, Texts& t) {
   require(app, "--config", t.config, "configs/quickstart.json");
@@ -304,7 +343,23 @@ Command train_command(const CLI::App& app, Texts& t) {
   c.threads = number(app, "--threads", t.threads, 0, 1, kMostThreads);
   c.ranks = number(app, "--ranks", t.ranks, 0, 1, 100'000);
   c.kernels = t.kernels;
+  c.trace = t.trace;
+  if (app.count("--trace") > 0) require(app, "--trace", t.trace, "trace.json");
+  if (app.count("--trace-steps") > 0) {
+    if (c.trace.empty()) throw Misuse{"", "--trace-steps says which steps --trace FILE is to show; give both"};
+    std::tie(c.first_traced, c.last_traced) = step_range(t.trace_steps);
+  }
   return c;
+}
+
+Command report_command(const CLI::App& app, const Texts& t) {
+  if (t.directories.size() != 1) {
+    throw Misuse{"report",
+                 fmt::format("{} run directories are given; expected one, for example trainer report runs/gpt",
+                             t.directories.size())};
+  }
+  if (app.count("--output") > 0) require(app, "--output", t.output, "report.html");
+  return ReportCommand{t.directories.front(), t.output};
 }
 
 Command export_command(const CLI::App& app, const Texts& t) {
@@ -438,6 +493,7 @@ Command read(CLI::App& app, const Subcommands& subcommands, Texts& texts) {
   if (chosen[0] == subcommands.eval) return eval_command(*chosen[0], texts);
   if (chosen[0] == subcommands.sweep) return sweep_command(*chosen[0], texts);
   if (chosen[0] == subcommands.schedule) return schedule_command(*chosen[0], texts);
+  if (chosen[0] == subcommands.report) return report_command(*chosen[0], texts);
   return inspect_command(*chosen[0], texts);
 }
 

@@ -313,6 +313,8 @@ void add_training(Schema& s) {
        key("bfloat16_emulation", &T::bfloat16_emulation,
            "on CPUs without bfloat16 instructions: the same results at float32's speed; false: refuse"),
        recompute_key("what the backward computes again instead of keeping it; auto: the least that fits the memory"),
+       key("optimistic_step", &T::optimistic_step,
+           "updates before all ranks have agreed on the step, and takes it back exactly where it had to be clipped"),
        seed_key("of initial weights, dropout and the order of samples"),
        key("eval_every", &T::eval_every, 0, kMostSteps, "steps between evaluations; 0: only at the end"),
        key("time_limit", &T::time_limit, kSeconds, "seconds; then save and leave with code 75; 0: none"),

@@ -308,7 +308,9 @@ MemoryPrediction predict_memory(const RunPlan& plan, std::int64_t rank, int thre
   memory.gradients = parameters.gradient_elements * sizeof(float);
   const std::size_t state =
       (parameters.shared ? parameters.state_elements : parameters.weight_elements) * sizeof(float);
-  memory.optimizer = state * static_cast<std::size_t>(optim::make_optimizer(plan.config.optimizer)->state_count());
+  const auto states = static_cast<std::size_t>(optim::make_optimizer(plan.config.optimizer)->state_count());
+  memory.optimizer = state * states;
+  if (parameters.can_take_back) memory.before = (1 + states) * updated_elements(parameters) * sizeof(float);
   const RankLayouts training_stages = rank_layouts(plan, local, at.pipeline, threads, /*training=*/true);
   const RankArena& training = training_stages.arena;
   const RankArena forward = rank_layouts(plan, local, at.pipeline, threads, /*training=*/false).arena;

@@ -155,6 +155,8 @@ struct Training {
   /// the units and pieces of units that recompute_layers names.
   Recompute recompute = Recompute::None;
   std::vector<std::string> recompute_layers;
+  /// Updates without waiting for the other ranks, as if nothing had to be clipped; taken back exactly when it must be.
+  bool optimistic_step = false;
   std::uint64_t seed = 1;
   std::int64_t eval_every = 0;  // 0: only at the end
   double time_limit = 0;        // seconds; 0: none. Then finish the step, save and exit 75
