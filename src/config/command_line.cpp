@@ -64,6 +64,16 @@ constexpr const char* kScheduleExamples =
     "\nRuns by itself, without mpiexec. Columns of the printed table are steps; --file takes it back, and so does "
     "PyTorch.";
 
+constexpr const char* kSweepExamples =
+    "Examples:\n"
+    "  mpiexec -n 4 trainer sweep --config model.json --over parallel.pipeline=1,2,4 \\\n"
+    "      --over parallel.schedule=1f1b,zb-h1 --steps 10       every combination, one after the other\n"
+    "  mpiexec -n 4 trainer sweep --config model.json --over parallel.partition=[3,5],[4,4] --set parallel.pipeline=2\n"
+    "  mpiexec -n 4 trainer sweep --config model.json --over training.micro_batches=1,2,4,8,16 --halving\n"
+    "\n"
+    "Commas part values, except inside brackets and quotes. A combination that writes fewer ranks than were started\n"
+    "runs on so many, and the others wait. What cannot run becomes a row with the reason. Nothing is evaluated or\n"
+    "saved. The fastest is the one with most tokens (samples) a second; the last line is the command that trains it.";
 constexpr const char* kReportExamples =
     "Examples:\n"
     "  trainer report runs/gpt\n"
@@ -81,6 +91,9 @@ struct Texts {
   std::string config, threads, ranks, kernels, checkpoint, format, out, prompt, tokens, temperature, top_k, seed;
   std::vector<std::string> overrides;
   std::vector<std::int64_t> token_list;
+  std::vector<std::string> over;
+  std::string steps, repeat;
+  bool halving = false;
   std::string logits, trace, trace_steps, output;
   std::vector<std::string> directories;
   std::string name, file, stages, micro_batches, group, most_held, forward, backward_input, backward_weight, transfer;
@@ -136,7 +149,7 @@ void add_checkpoint(CLI::App* app, Texts& t) {
 }
 
 struct Subcommands {
-  CLI::App *export_, *generate, *eval, *inspect, *schedule, *report;
+  CLI::App *export_, *generate, *eval, *inspect, *schedule, *report, *sweep;
 };
 
 CLI::App* add_schedule(CLI::App& app, Texts& t) {
@@ -158,6 +171,25 @@ CLI::App* add_schedule(CLI::App& app, Texts& t) {
   add_text(s, "--backward-weight", t.backward_weight, "Time of W (default 1)", "X");
   add_text(s, "--transfer", t.transfer, "Time of a message (default 0)", "X");
   s->footer(kScheduleExamples);
+  return s;
+}
+
+CLI::App* add_sweep(CLI::App& app, Texts& t) {
+  CLI::App* s = app.add_subcommand("sweep", "Measure every combination of some keys' values, in one MPI job");
+  add_text(s, "--config", t.config, "The model description, a JSON file", "FILE");
+  s->add_option("--over", t.over, "A key and its values, e.g. parallel.pipeline=1,2,4; may be repeated")
+      ->type_name("KEY=VALUES")
+      ->take_all()
+      ->allow_extra_args(false);
+  add_overrides(s, t);
+  add_text(s, "--steps", t.steps, "Steps of each run, of which the first is not measured (default 10)", "N");
+  add_text(s, "--repeat", t.repeat, "Runs of each combination, in turns (default 1)", "N");
+  s->add_flag("--halving", t.halving, "Few steps for all, twice as many for the faster half, and so on");
+  add_text(s, "--output", t.out, "Where sweep.csv and sweep.json go, after every run", "DIR");
+  s->add_flag("--overwrite", t.overwrite, "Replace them");
+  add_text(s, "--threads", t.threads, "Threads of a rank; left out: the cores it may use", "N");
+  add_text(s, "--kernels", t.kernels, "Who multiplies matrices: native (default) or onednn", "NAME");
+  s->footer(kSweepExamples);
   return s;
 }
 
@@ -198,13 +230,13 @@ Subcommands add_subcommands(CLI::App& app, Texts& t) {
   s.inspect->add_flag("--json", t.json, "Print one JSON object");
   s.inspect->footer(std::string(kInspectExamples) + kWithoutMpiexec);
   s.schedule = add_schedule(app, t);
-
   s.report =
       app.add_subcommand("report", "Make an HTML page of a run: curves, a step as a picture, where the time went");
   s.report->add_option("RUNDIR", t.directories, "The run's directory: logging.directory, or checkpoint.directory")
       ->type_name("");
   add_text(s.report, "--output", t.output, "Where to write it, - for stdout (default: RUNDIR/report.html)", "FILE");
   s.report->footer(kReportExamples);
+  s.sweep = add_sweep(app, t);
   return s;
 }
 
@@ -243,7 +275,8 @@ void refuse_unknown(const CLI::App& app, const CLI::App& main) {
   }
   throw Misuse{
       "",
-      fmt::format("unknown subcommand \"{}\"; there are export, generate, eval, inspect, schedule and report", word)};
+      fmt::format("unknown subcommand \"{}\"; there are export, generate, eval, inspect, schedule, report and sweep",
+                  word)};
 }
 
 void require(const CLI::App& app, const char* option, const std::string& text, const char* example) {
@@ -410,6 +443,30 @@ Command schedule_command(const CLI::App& app, const Texts& t) {
   return c;
 }
 
+Command sweep_command(const CLI::App& app, Texts& t) {
+  require(app, "--config", t.config, "configs/quickstart.json");
+  if (t.over.empty()) throw Misuse{"sweep", "--over is missing; for example --over parallel.pipeline=1,2,4"};
+  if (app.count("--kernels") > 0) require_one_of(app, "--kernels", t.kernels, {"native", "onednn"});
+  if (app.count("--output") > 0) require(app, "--output", t.out, "sweeps/layouts");
+  SweepCommand c;
+  c.config_path = t.config;
+  c.overrides = std::move(t.overrides);
+  try {
+    for (const std::string& text : t.over) c.over.push_back(parse_over(text));
+    combinations(c.over, c.overrides);
+  } catch (const Error& error) {
+    throw Misuse{"sweep", error.what()};
+  }
+  c.steps = number<std::int64_t>(app, "--steps", t.steps, c.steps, 2, 1'000'000);
+  c.repeat = number<std::int64_t>(app, "--repeat", t.repeat, c.repeat, 1, 1000);
+  c.halving = t.halving;
+  c.output = t.out;
+  c.overwrite = t.overwrite;
+  c.threads = number(app, "--threads", t.threads, 0, 1, kMostThreads);
+  c.kernels = t.kernels;
+  return c;
+}
+
 /// A subcommand's options stand after it: what stands before belongs to training and would have no effect.
 void refuse_training_options(const CLI::App& app, const CLI::App& subcommand) {
   for (const CLI::Option* option : app.get_options()) {
@@ -434,6 +491,7 @@ Command read(CLI::App& app, const Subcommands& subcommands, Texts& texts) {
   if (chosen[0] == subcommands.export_) return export_command(*chosen[0], texts);
   if (chosen[0] == subcommands.generate) return generate_command(*chosen[0], texts);
   if (chosen[0] == subcommands.eval) return eval_command(*chosen[0], texts);
+  if (chosen[0] == subcommands.sweep) return sweep_command(*chosen[0], texts);
   if (chosen[0] == subcommands.schedule) return schedule_command(*chosen[0], texts);
   if (chosen[0] == subcommands.report) return report_command(*chosen[0], texts);
   return inspect_command(*chosen[0], texts);
