@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "app.hpp"
+#include "costs.hpp"
 #include "trainer/comm/shared_memory.hpp"
 #include "trainer/comm/topology.hpp"
 #include "trainer/observe/reporters.hpp"
@@ -227,23 +228,11 @@ std::string precision_note(const config::Config& config) {
   return fmt::format("; products in bfloat16: {}", ops::describe_matmul(precision));
 }
 
-config::Config agreed_config(comm::Communicator& world, const config::TrainCommand& command) {
-  std::string text;
-  runtime::agree(world, [&] {
-    // One rank reads the file, so that all ranks see one text.
-    if (world.rank() == 0) text = read_config(command.config_path);
-  });
-  text = world.gather_strings(text).front();
-  config::Config config;
-  runtime::agree(world, [&] { config = config::parse(text, command.config_path, command.overrides); });
-  return config;
-}
-
 }  // namespace
 
 ExitCode train(Context& context, const config::TrainCommand& command) {
   comm::Communicator& world = context.world;
-  config::Config config = agreed_config(world, command);
+  config::Config config = agreed_config(world, command.config_path, command.overrides);
   if (command.print_config) {
     // On one rank sizes that were left out stay open, unless --ranks closes them.
     const std::int64_t ranks = command.ranks > 0 ? command.ranks : world.size();
@@ -255,12 +244,13 @@ ExitCode train(Context& context, const config::TrainCommand& command) {
   const comm::NodePlan node = comm::plan_node(world, command.threads);
   comm::set_wait_policy({.yield = node.oversubscribed, .hang_seconds = config.training.hang_timeout, .progress = {}});
 
+  const std::optional<plan::CostModel> costs = agreed_profile(world, config);
   runtime::RunPlan plan;
   std::unique_ptr<storage::Dataset> data;
   const std::int64_t ranks = command.dry_run ? ranks_to_plan(command, config, world.size()) : world.size();
   runtime::agree(world, [&] {
     require_precision(command, config);
-    plan = runtime::make_plan(config, ranks);
+    plan = runtime::make_plan(config, ranks, {costs ? &*costs : nullptr, {}});
     data = storage::load_dataset(plan.config.data, runtime::model_input(plan.graph), plan.config.training.seed);
     runtime::check_samples(plan, *data);
   });
@@ -286,6 +276,10 @@ ExitCode train(Context& context, const config::TrainCommand& command) {
   options.observers = [&plan](std::int64_t resumed_step, std::int64_t) {
     return make_observers(plan.config, resumed_step);
   };
+  if (costs && world.rank() == 0) {
+    const std::string difference = taken_elsewhere(costs->machine, config.parallel.profile);
+    if (!difference.empty()) note(fmt::format("warning: {}\n", difference));
+  }
   if (world.rank() == 0) {
     note(fmt::format("{}{} thread{} a rank{}\n", summary(plan), node.threads, node.threads == 1 ? "" : "s",
                      precision_note(plan.config)));

@@ -7,6 +7,7 @@
 #include <charconv>
 #include <cmath>
 #include <limits>
+#include <tuple>
 
 #include "trainer/config/config.hpp"
 
@@ -18,6 +19,7 @@ constexpr const char* kUsage =
     "usage: trainer --config FILE [--set KEY=VALUE]... [--dry-run] [--resume | --overwrite]\n"
     "       mpiexec -n RANKS trainer --config FILE\n"
     "       trainer export|generate|eval|inspect --checkpoint DIR ...\n"
+    "       trainer profile|plan --config FILE ...\n"
     "`trainer --help` says more.\n";
 
 constexpr const char* kTrainExamples =
@@ -63,6 +65,19 @@ constexpr const char* kScheduleExamples =
     "\nRuns by itself, without mpiexec. Columns of the printed table are steps; --file takes it back, and so does "
     "PyTorch.";
 
+constexpr const char* kProfileExamples =
+    "Examples:\n"
+    "  mpiexec -n 2 trainer profile --config model.json --output profile.json\n"
+    "  trainer plan --config model.json --ranks 2 --profile profile.json\n"
+    "\nMeasure with as many ranks as will train, on an idle machine: what ranks take from each other is measured too.\n";
+constexpr const char* kPlanExamples =
+    "Examples:\n"
+    "  trainer plan --config model.json --ranks 2 --profile profile.json --best best.json\n"
+    "  trainer plan --config model.json --ranks 64 --cluster cluster.json --memory-per-rank 8GiB\n"
+    "  trainer plan --config model.json --ranks 2 --profile profile.json --top 0 --json\n"
+    "\nRuns by itself, without mpiexec. The batch is the configuration's; its parallel section and micro-batches are\n"
+    "what is searched. docs/plan.md says what is predicted and how, and what a cluster file holds.\n";
+
 /// A command line that cannot be followed; `where` is "" or the subcommand.
 struct Misuse {
   std::string where;
@@ -76,6 +91,7 @@ struct Texts {
   std::vector<std::int64_t> token_list;
   std::string logits;
   std::string name, file, stages, micro_batches, group, most_held, forward, backward_input, backward_weight, transfer;
+  std::string output, seconds, profile, cluster, memory_per_rank, top, best;
   bool split_backward = false, draw = false;
   bool dry_run = false, print_config = false, resume = false, overwrite = false, verify = false, json = false;
   bool help_keys = false;
@@ -125,8 +141,36 @@ void add_checkpoint(CLI::App* app, Texts& t) {
 }
 
 struct Subcommands {
-  CLI::App *export_, *generate, *eval, *inspect, *schedule;
+  CLI::App *export_, *generate, *eval, *inspect, *schedule, *profile, *plan;
 };
+
+CLI::App* add_profile(CLI::App& app, Texts& t) {
+  CLI::App* s = app.add_subcommand("profile", "Measure what a model's layers, sums and messages cost here");
+  add_text(s, "--config", t.config, "The model description, a JSON file", "FILE");
+  add_overrides(s, t);
+  add_text(s, "--output", t.output, "The file to write (default profile.json)", "FILE");
+  add_text(s, "--seconds", t.seconds, "How long measuring may take, about (default 20)", "X");
+  add_text(s, "--ranks", t.ranks, "Measure what layouts of N ranks need; left out: as many as are started", "N");
+  add_text(s, "--threads", t.threads, "Threads of a rank; left out: the cores it may use", "N");
+  s->footer(kProfileExamples);
+  return s;
+}
+
+CLI::App* add_plan(CLI::App& app, Texts& t) {
+  CLI::App* s = app.add_subcommand("plan", "Predict every layout of a model over ranks, fastest first");
+  add_text(s, "--config", t.config, "The model description, a JSON file", "FILE");
+  add_overrides(s, t);
+  add_text(s, "--ranks", t.ranks, "Ranks to plan for", "N");
+  add_text(s, "--profile", t.profile, "What `trainer profile` has measured; left out: times are estimated", "FILE");
+  add_text(s, "--cluster", t.cluster, "Machines that are not these: a JSON file", "FILE");
+  add_text(s, "--memory-per-rank", t.memory_per_rank, "Layouts that need more are left out, e.g. 8GiB", "SIZE");
+  add_text(s, "--top", t.top, "Rows of the table; 0: all (default 10)", "N");
+  add_text(s, "--best", t.best, "Write the configuration of the fastest layout that fits", "FILE");
+  add_text(s, "--threads", t.threads, "Threads of a rank where neither profile nor cluster says (default 1)", "N");
+  s->add_flag("--json", t.json, "Print one JSON object");
+  s->footer(kPlanExamples);
+  return s;
+}
 
 CLI::App* add_schedule(CLI::App& app, Texts& t) {
   CLI::App* s = app.add_subcommand("schedule", "Print, check, draw and time a pipeline schedule");
@@ -186,6 +230,8 @@ Subcommands add_subcommands(CLI::App& app, Texts& t) {
   s.inspect->add_flag("--json", t.json, "Print one JSON object");
   s.inspect->footer(std::string(kInspectExamples) + kWithoutMpiexec);
   s.schedule = add_schedule(app, t);
+  s.profile = add_profile(app, t);
+  s.plan = add_plan(app, t);
   return s;
 }
 
@@ -223,7 +269,9 @@ void refuse_unknown(const CLI::App& app, const CLI::App& main) {
     throw Misuse{"", fmt::format("unexpected word \"{0}\"; a configuration is given as --config {0}", word)};
   }
   throw Misuse{"",
-               fmt::format("unknown subcommand \"{}\"; there are export, generate, eval, inspect and schedule", word)};
+               fmt::format("unknown subcommand \"{}\"; there are export, generate, eval, inspect, schedule, profile and "
+                           "plan",
+                           word)};
 }
 
 void require(const CLI::App& app, const char* option, const std::string& text, const char* example) {
@@ -353,6 +401,41 @@ Command schedule_command(const CLI::App& app, const Texts& t) {
   return c;
 }
 
+Command profile_command(const CLI::App& app, Texts& t) {
+  require(app, "--config", t.config, "model.json");
+  ProfileCommand c;
+  c.config_path = t.config;
+  c.overrides = std::move(t.overrides);
+  if (app.count("--output") > 0) require(app, "--output", t.output, "profile.json");
+  if (!t.output.empty()) c.output = t.output;
+  c.seconds = number(app, "--seconds", t.seconds, c.seconds, 0.1, 1e5);
+  c.ranks = number(app, "--ranks", t.ranks, 0, 1, 100'000);
+  c.threads = number(app, "--threads", t.threads, 0, 1, kMostThreads);
+  return c;
+}
+
+Command plan_command(const CLI::App& app, Texts& t) {
+  require(app, "--config", t.config, "model.json");
+  require(app, "--ranks", t.ranks, "2");
+  for (const auto& [option, text, example] :
+       {std::tuple{"--profile", &t.profile, "profile.json"}, std::tuple{"--cluster", &t.cluster, "cluster.json"},
+        std::tuple{"--memory-per-rank", &t.memory_per_rank, "8GiB"}, std::tuple{"--best", &t.best, "best.json"}}) {
+    if (app.count(option) > 0) require(app, option, *text, example);
+  }
+  PlanCommand c;
+  c.config_path = t.config;
+  c.overrides = std::move(t.overrides);
+  c.ranks = number(app, "--ranks", t.ranks, 0, 1, 100'000);
+  c.profile = t.profile;
+  c.cluster = t.cluster;
+  c.memory_per_rank = t.memory_per_rank;
+  c.top = number<std::int64_t>(app, "--top", t.top, c.top, 0, 1'000'000);
+  c.best = t.best;
+  c.json = t.json;
+  c.threads = number(app, "--threads", t.threads, 0, 1, kMostThreads);
+  return c;
+}
+
 /// A subcommand's options stand after it: what stands before belongs to training and would have no effect.
 void refuse_training_options(const CLI::App& app, const CLI::App& subcommand) {
   for (const CLI::Option* option : app.get_options()) {
@@ -378,6 +461,8 @@ Command read(CLI::App& app, const Subcommands& subcommands, Texts& texts) {
   if (chosen[0] == subcommands.generate) return generate_command(*chosen[0], texts);
   if (chosen[0] == subcommands.eval) return eval_command(*chosen[0], texts);
   if (chosen[0] == subcommands.schedule) return schedule_command(*chosen[0], texts);
+  if (chosen[0] == subcommands.profile) return profile_command(*chosen[0], texts);
+  if (chosen[0] == subcommands.plan) return plan_command(*chosen[0], texts);
   return inspect_command(*chosen[0], texts);
 }
 

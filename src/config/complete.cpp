@@ -245,6 +245,11 @@ void Completion::others() {
         "parallel.split_backward is false, but parallel.schedule is \"zb-h1\", which fills gaps with the second "
         "half of the backward; expected true, or another schedule");
   }
+  if (parallel.partition == PartitionRule::Profile && parallel.profile.empty()) {
+    origin.fail({"parallel.partition", "parallel.profile"},
+                "parallel.partition is \"profile\", but parallel.profile names no file; give what `trainer profile` "
+                "has written, for example \"profile\": \"profile.json\", or take \"flops\"");
+  }
   const Checkpoint& checkpoint = config.checkpoint;
   if (checkpoint.every_steps > 0 && checkpoint.directory.empty()) {
     origin.fail({"checkpoint.directory", "checkpoint.every_steps"},

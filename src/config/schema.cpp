@@ -148,10 +148,14 @@ Key<Optimizer> betas_key(const char* help) {
 const Names<ScheduleName> kSchedules = {
     {"gpipe", ScheduleName::GPipe}, {"1f1b", ScheduleName::OneFOneB}, {"zb-h1", ScheduleName::ZeroBubbleH1}};
 
+const Names<PartitionRule> kPartitions = {{"uniform", PartitionRule::Uniform},
+                                          {"parameters", PartitionRule::Parameters},
+                                          {"flops", PartitionRule::Flops},
+                                          {"profile", PartitionRule::Profile}};
+
 Key<Parallel> partition_key(const char* help) {
-  const Names<PartitionRule> names = {
-      {"uniform", PartitionRule::Uniform}, {"parameters", PartitionRule::Parameters}, {"flops", PartitionRule::Flops}};
-  Rule rule{.kind = Kind::Partition, .least = 1, .most = kMostParts, .choices = words(names), .later = {"profile"}};
+  const Names<PartitionRule>& names = kPartitions;
+  Rule rule{.kind = Kind::Partition, .least = 1, .most = kMostParts, .choices = words(names)};
   return bind<Parallel>(
       "partition", std::move(rule), help, "",
       [names](Parallel& p, const Value& v) {
@@ -339,7 +343,8 @@ void add_the_rest(Schema& s) {
            {"interleaved_1f1b", "interleaved", "zb_h2", "zb_v", "zb-h2", "zb-v", "v_half", "v_min", "dualpipe_v",
             "dualpipe-v", "auto"}),
        key("split_backward", &P::split_backward, "sends the input's gradient before it computes the weights'"),
-       partition_key("what stages balance, or the units of each stage")}};
+       partition_key("what stages balance, or the units of each stage; profile: measured times"),
+       key("profile", &P::profile, "file of `trainer profile`, for partition \"profile\"; \"\": none")}};
   s.checkpoint = {"checkpoint",
                   "",
                   {key("directory", &Checkpoint::directory, "where checkpoints go; \"\": none are written"),
@@ -434,6 +439,13 @@ const char* name_of(ScheduleName schedule) {
     if (value == schedule) return word;
   }
   internal_error("a schedule without a name");
+}
+
+const char* name_of(PartitionRule rule) {
+  for (const auto& [word, value] : kPartitions) {
+    if (value == rule) return word;
+  }
+  return "list";
 }
 
 std::string expectation(const Rule& rule) {

@@ -10,6 +10,7 @@
 #include "trainer/plan/cut.hpp"
 #include "trainer/runtime/gradient_sync.hpp"
 #include "trainer/runtime/parameters.hpp"
+#include "trainer/runtime/plan_costs.hpp"
 #include "trainer/runtime/tensor_group.hpp"
 
 namespace trainer::runtime {
@@ -98,14 +99,20 @@ void require_countable(const model::Graph& graph, const config::Config& config) 
 
 }  // namespace
 
-RunPlan make_plan(config::Config config, std::int64_t ranks) {
+RunPlan make_plan(config::Config config, std::int64_t ranks, const PlanCosts& costs) {
   config::resolve_parallel(config, ranks);
   RunPlan plan;
   plan.graph = model::build(config);
   require_countable(plan.graph, config);
   const config::Parallel& parallel = config.parallel;
   plan.mesh = {parallel.data, parallel.pipeline, parallel.tensor};
-  plan.stage_nodes = plan::cut_stages(plan.graph, parallel, table_to_cut_for(parallel, config.training.micro_batches));
+  plan.micro_batch_samples = config.training.batch_size / (parallel.data * config.training.micro_batches);
+  plan.node_of_rank = costs.machines.node_of_rank;
+  plan.config = config;
+  const schedule::Schedule table = table_to_cut_for(parallel, config.training.micro_batches);
+  plan.stage_nodes = parallel.partition == config::PartitionRule::Profile
+                         ? plan::cut_by_costs(plan.graph, table, stage_costs(plan, costs))
+                         : plan::cut_stages(plan.graph, parallel, table);
   plan.parameter_uses = uses_by_parameter(plan);
   const schedule::PipelineShape shape{parallel.pipeline, config.training.micro_batches, parallel.split_backward};
   plan.training = schedule::add_reductions(schedule::add_communication(compute_schedule(parallel, shape)));
@@ -114,10 +121,8 @@ RunPlan make_plan(config::Config config, std::int64_t ranks) {
   require_valid(plan.forward_only);
   plan.training_slots = schedule::assign_slots(plan.training);
   plan.forward_only_slots = schedule::assign_slots(plan.forward_only);
-  plan.micro_batch_samples = config.training.batch_size / (parallel.data * config.training.micro_batches);
   // What the layout refuses, it refuses before anything has started.
   for (std::int64_t t = 0; t < parallel.tensor; ++t) plan::shard(plan.graph, parallel.tensor, t);
-  plan.config = std::move(config);
   return plan;
 }
 

@@ -67,6 +67,26 @@ struct ScheduleCommand {
   double transfer = 0;  // of a message, in the same unit
   bool timed = false;   // any of these was given
 };
+struct ProfileCommand {
+  std::string config_path;
+  std::vector<std::string> overrides;
+  std::string output = "profile.json";
+  double seconds = 20;  // about how long measuring may take
+  int ranks = 0;        // whose layouts are to be predicted; 0: as started
+  int threads = 0;      // a rank; 0: from affinity, quota and the ranks on the node
+};
+struct PlanCommand {
+  std::string config_path;
+  std::vector<std::string> overrides;
+  int ranks = 0;
+  std::string profile;         // "": costs are estimated
+  std::string cluster;         // "": the machine of the profile, or this one
+  std::string memory_per_rank; // "8GiB"; "": any
+  std::int64_t top = 10;       // rows of the table; 0: all
+  std::string best;            // where the winner's configuration goes; "": nowhere
+  bool json = false;
+  int threads = 0;             // a rank, without profile and cluster; 0: 1
+};
 /// --help, --version or a usage error: what to print and where, and the code to leave with.
 struct Leave {
   ExitCode code = ExitCode::Done;
@@ -74,8 +94,8 @@ struct Leave {
   std::string err;  // to stderr
 };
 
-using Command =
-    std::variant<TrainCommand, ExportCommand, GenerateCommand, EvalCommand, InspectCommand, ScheduleCommand, Leave>;
+using Command = std::variant<TrainCommand, ExportCommand, GenerateCommand, EvalCommand, InspectCommand, ScheduleCommand,
+                             ProfileCommand, PlanCommand, Leave>;
 
 /// Never throws for bad input: that is a Leave with code Usage.
 Command parse_command_line(int argc, const char* const* argv);

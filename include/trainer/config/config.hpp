@@ -17,7 +17,7 @@ enum class Tokenizer { Byte, Char };
 enum class Precision { Float32, BFloat16 };
 enum class OptimizerType { Sgd, AdamW };
 enum class RateCurve { Constant, Linear, Cosine };
-enum class PartitionRule { Uniform, Parameters, Flops, Written };
+enum class PartitionRule { Uniform, Parameters, Flops, Profile, Written };
 enum class ScheduleName { GPipe, OneFOneB, ZeroBubbleH1 };
 
 // ---- model -------------------------------------------------------------------------------------------------------
@@ -166,6 +166,7 @@ struct Parallel {
   bool split_backward = true;
   PartitionRule partition = PartitionRule::Flops;
   std::vector<std::int64_t> partition_units;  // PartitionRule::Written: units of each stage
+  std::string profile;                        // path of what `trainer profile` has measured; "": none
 
   bool operator==(const Parallel&) const = default;
 };
@@ -202,8 +203,9 @@ struct Config {
 /// paths are kept as written. At most 1 MiB, depth ≤ 64, no duplicate and no unknown keys.
 Config parse(const std::string& text, const std::string& source_name, const std::vector<std::string>& overrides = {});
 
-/// "1f1b", as the configuration spells it.
+/// "1f1b", as the configuration spells it; and "flops".
 const char* name_of(ScheduleName schedule);
+const char* name_of(PartitionRule rule);
 
 /// The whole configuration as JSON with every key written out; parse(to_json(c)) is c.
 std::string to_json(const Config& config);

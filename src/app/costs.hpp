@@ -1,0 +1,31 @@
+// Profiles as the subcommands use them: read by one rank, held against this machine.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "trainer/comm/communicator.hpp"
+#include "trainer/config/config.hpp"
+#include "trainer/plan/cost_model.hpp"
+
+namespace trainer::app {
+
+/// The contents of a file that rank 0 reads, on every rank. Collective; throws Error(Usage) on every rank. `option`
+/// names it for the message: "--config takes the path of a JSON file".
+std::string agreed_text(comm::Communicator& world, const std::string& path, const char* option);
+
+/// A configuration that rank 0 reads, parsed on every rank. Collective.
+config::Config agreed_config(comm::Communicator& world, const std::string& path,
+                             const std::vector<std::string>& overrides);
+
+/// The profile that the configuration names, where the partition goes by it. Collective.
+std::optional<plan::CostModel> agreed_profile(comm::Communicator& world, const config::Config& config);
+
+/// What a profile is a profile of; ranks, threads and precision are left to who knows them.
+plan::Machine this_machine();
+
+/// "" or how the profile's machine differs from this one, as a sentence.
+std::string taken_elsewhere(const plan::Machine& profiled, const std::string& path);
+
+}  // namespace trainer::app

@@ -1,0 +1,238 @@
+#include "trainer/plan/cost_file.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <charconv>
+#include <tuple>
+
+#include "json_reader.hpp"
+#include "trainer/core/error.hpp"
+
+namespace trainer::plan {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr const char* kFormat = "trainer profile 1";
+constexpr double kMostSeconds = 1e6;
+constexpr double kMostSize = 1e15;
+constexpr std::int64_t kMostCount = 1 << 24;
+
+Json write(const Curve& curve) {
+  Json list = Json::array();
+  for (const auto& [size, seconds] : curve.points) list.push_back({size, seconds});
+  return list;
+}
+
+Json write(const Link& link) { return {{"latency", link.latency}, {"bandwidth", link.bandwidth}}; }
+
+Curve read_curve(const JsonValue& value) {
+  Curve curve;
+  for (const JsonValue& point : value.elements()) {
+    const std::vector<JsonValue> pair = point.elements();
+    if (pair.size() != 2) point.fail("a pair [size, seconds]");
+    const double size = pair[0].number(1, kMostSize);
+    if (!curve.points.empty() && size <= curve.points.back().first) pair[0].fail("sizes in ascending order");
+    curve.points.emplace_back(size, pair[1].number(0, kMostSeconds));
+  }
+  return curve;
+}
+
+Link read_link(const JsonValue& value) {
+  value.only({"latency", "bandwidth"});
+  return {value.at("latency").number(0, kMostSeconds), value.at("bandwidth").number(1, kMostSize)};
+}
+
+const std::vector<std::string> kPassNames = {"forward", "backward_input", "backward_weight", "backward", "sums"};
+
+MeasuredPiece read_piece(const JsonValue& value) {
+  std::vector<std::string> names = {"piece", "samples", "tensor"};
+  names.insert(names.end(), kPassNames.begin(), kPassNames.end());
+  value.only(names);
+  const auto seconds = [&](const char* name) { return value.at(name).number(0, kMostSeconds); };
+  return {.piece = value.at("piece").text(),
+          .samples = value.at("samples").integer(1, kMostCount),
+          .tensor = value.at("tensor").integer(1, kMostCount),
+          .seconds = {seconds("forward"), seconds("backward_input"), seconds("backward_weight"), seconds("backward"),
+                      seconds("sums")}};
+}
+
+Machine read_machine(const JsonValue& value) {
+  value.only({"cpu", "instructions", "libraries", "precision", "cores", "ranks", "threads"});
+  return {.cpu = value.at("cpu").text(),
+          .instructions = value.at("instructions").text(),
+          .libraries = value.at("libraries").text(),
+          .precision = value.at("precision").text(),
+          .cores = value.at("cores").integer(1, kMostCount),
+          .ranks = value.at("ranks").integer(1, kMostCount),
+          .threads = value.at("threads").integer(1, kMostCount)};
+}
+
+NodeGroup read_group(const JsonValue& value) {
+  value.only({"count", "cores", "ranks", "gflops_per_core", "memory", "memory_bandwidth_gb_s"});
+  constexpr std::int64_t kMostNodes = 100'000;
+  NodeGroup group;
+  group.count = value.has("count") ? value.at("count").integer(1, kMostNodes) : 1;
+  group.cores = value.at("cores").integer(1, 4096);
+  group.ranks = value.has("ranks") ? value.at("ranks").integer(1, group.cores) : group.cores;
+  group.core_flops = 1e9 * value.at("gflops_per_core").number(1e-3, 1e6);
+  if (value.has("memory")) {
+    group.memory = parse_bytes(value.at("memory").text());
+    if (group.memory <= 0) value.at("memory").fail("a size as \"64GiB\"");
+  }
+  group.memory_bandwidth =
+      value.has("memory_bandwidth_gb_s") ? 1e9 * value.at("memory_bandwidth_gb_s").number(1e-3, 1e6) : 0;
+  return group;
+}
+
+Link read_cluster_link(const JsonValue& value) {
+  value.only({"latency_us", "bandwidth_gb_s"});
+  return {1e-6 * value.at("latency_us").number(0, 1e9), 1e9 * value.at("bandwidth_gb_s").number(1e-6, 1e6)};
+}
+
+}  // namespace
+
+std::string to_json(const CostModel& p) {
+  const Machine& m = p.machine;
+  Json json{{"format", kFormat},
+            {"machine",
+             {{"cpu", m.cpu},
+              {"instructions", m.instructions},
+              {"libraries", m.libraries},
+              {"precision", m.precision},
+              {"cores", m.cores},
+              {"ranks", m.ranks},
+              {"threads", m.threads}}},
+            {"core_flops", p.core_flops},
+            {"memory_bandwidth", p.memory_bandwidth},
+            {"messages", {{"within", write(p.within)}, {"between", write(p.between)}}},
+            {"optimizer", write(p.optimizer)},
+            {"norm", write(p.norm)},
+            {"sum", write(p.sum)},
+            {"agreement", write(p.agreement)},
+            {"action", p.action},
+            {"step", p.step},
+            {"pieces", Json::array()}};
+  for (const MeasuredPiece& piece : p.pieces) {
+    const PassSeconds& s = piece.seconds;
+    json["pieces"].push_back({{"piece", piece.piece},
+                              {"samples", piece.samples},
+                              {"tensor", piece.tensor},
+                              {"forward", s.forward},
+                              {"backward_input", s.backward_input},
+                              {"backward_weight", s.backward_weight},
+                              {"backward", s.backward},
+                              {"sums", s.sums}});
+  }
+  // A line for each innermost list or piece would be long, one for each number longer: a piece a line.
+  std::string text = "{\n";
+  for (const auto& [name, value] : json.items()) {
+    text += text.size() > 2 ? ",\n" : "";
+    text += "  " + Json(name).dump() + ": ";
+    if (name != "pieces") {
+      text += value.dump();
+      continue;
+    }
+    text += "[";
+    for (std::size_t i = 0; i < value.size(); ++i) text += (i == 0 ? "\n    " : ",\n    ") + value[i].dump();
+    text += "\n  ]";
+  }
+  return text + "\n}\n";
+}
+
+CostModel parse_profile(const std::string& text, const std::string& source) {
+  const nlohmann::json document = JsonValue::document(text, source, "what `trainer profile` writes");
+  const JsonValue root(document, source, "");
+  root.only({"format", "machine", "core_flops", "memory_bandwidth", "messages", "optimizer", "norm", "sum", "agreement",
+             "action", "step", "pieces"});
+  if (root.at("format").text() != kFormat) root.at("format").fail(fmt::format("\"{}\"", kFormat));
+  CostModel p;
+  p.measured = true;
+  p.machine = read_machine(root.at("machine"));
+  p.core_flops = root.at("core_flops").number(1e3, kMostSize);
+  p.memory_bandwidth = root.at("memory_bandwidth").number(1e3, kMostSize);
+  root.at("messages").only({"within", "between"});
+  p.within = read_link(root.at("messages").at("within"));
+  p.between = read_link(root.at("messages").at("between"));
+  p.optimizer = read_curve(root.at("optimizer"));
+  p.norm = read_curve(root.at("norm"));
+  p.sum = read_curve(root.at("sum"));
+  p.agreement = read_curve(root.at("agreement"));
+  p.action = root.at("action").number(0, kMostSeconds);
+  p.step = root.at("step").number(0, kMostSeconds);
+  for (const JsonValue& piece : root.at("pieces").elements()) p.pieces.push_back(read_piece(piece));
+  const auto key = [](const MeasuredPiece& m) { return std::tie(m.piece, m.tensor, m.samples); };
+  std::sort(p.pieces.begin(), p.pieces.end(), [&](const auto& a, const auto& b) { return key(a) < key(b); });
+  for (std::size_t i = 1; i < p.pieces.size(); ++i) {
+    if (key(p.pieces[i - 1]) < key(p.pieces[i])) continue;
+    throw Error(ExitCode::Usage,
+                fmt::format("{}: pieces has \"{}\" twice for {} samples on {} tensor ranks", source, p.pieces[i].piece,
+                            p.pieces[i].samples, p.pieces[i].tensor));
+  }
+  return p;
+}
+
+std::int64_t Cluster::ranks() const {
+  std::int64_t sum = 0;
+  for (const NodeGroup& group : groups) sum += group.count * group.ranks;
+  return sum;
+}
+
+std::int64_t Cluster::nodes() const {
+  std::int64_t sum = 0;
+  for (const NodeGroup& group : groups) sum += group.count;
+  return sum;
+}
+
+Cluster parse_cluster(const std::string& text, const std::string& source) {
+  const nlohmann::json document = JsonValue::document(text, source, "a description of a cluster");
+  const JsonValue root(document, source, "");
+  root.only({"nodes", "within_node", "between_nodes"});
+  Cluster cluster;
+  for (const JsonValue& group : root.at("nodes").elements()) cluster.groups.push_back(read_group(group));
+  if (cluster.groups.empty()) root.at("nodes").fail("at least one group of nodes");
+  if (root.has("within_node")) cluster.within = read_cluster_link(root.at("within_node"));
+  cluster.between = {2e-5, 1e9};
+  if (cluster.nodes() > 1) cluster.between = read_cluster_link(root.at("between_nodes"));
+  return cluster;
+}
+
+RankPlaces place(const Cluster& cluster, std::int64_t ranks) {
+  if (ranks > cluster.ranks()) {
+    throw Error(ExitCode::Usage, fmt::format("--ranks is {}, but the cluster has room for {}; expected at most {}",
+                                             ranks, cluster.ranks(), cluster.ranks()));
+  }
+  RankPlaces places;
+  int node = 0;
+  for (const NodeGroup& group : cluster.groups) {
+    for (std::int64_t n = 0; n < group.count; ++n, ++node) {
+      for (std::int64_t r = 0; r < group.ranks && std::ssize(places.node_of_rank) < ranks; ++r) {
+        places.node_of_rank.push_back(node);
+        places.rank_flops.push_back(group.core_flops * static_cast<double>(group.cores / group.ranks));
+        places.rank_memory.push_back(group.memory / static_cast<double>(group.ranks));
+      }
+    }
+  }
+  return places;
+}
+
+double parse_bytes(const std::string& text) {
+  constexpr std::pair<const char*, double> kUnits[] = {{"", 1},         {"B", 1},         {"KB", 1e3},
+                                                       {"MB", 1e6},     {"GB", 1e9},      {"TB", 1e12},
+                                                       {"KiB", 0x1p10}, {"MiB", 0x1p20},  {"GiB", 0x1p30},
+                                                       {"TiB", 0x1p40}};
+  double number = 0;
+  const char* const end = text.data() + text.size();
+  const auto [at, problem] = std::from_chars(text.data(), end, number);
+  if (problem != std::errc{} || !(number >= 0) || number > kMostSize) return -1;
+  std::string unit(at, end);
+  unit.erase(0, std::min(unit.find_first_not_of(' '), unit.size()));
+  for (const auto& [name, bytes] : kUnits) {
+    if (unit == name) return number * bytes;
+  }
+  return -1;
+}
+
+}  // namespace trainer::plan

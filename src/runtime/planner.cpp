@@ -1,0 +1,217 @@
+#include "trainer/runtime/planner.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <map>
+#include <set>
+
+#include "trainer/core/error.hpp"
+#include "trainer/runtime/plan_costs.hpp"
+#include "trainer/schedule/automatic.hpp"
+
+namespace trainer::runtime {
+
+namespace {
+
+using plan::LayoutSize;
+
+// Work that a search may take, in forwards of simulated tables: seconds, on any machine of today.
+constexpr std::int64_t kFewForwards = 200'000;    // all layouts are simulated
+constexpr std::int64_t kMostForwards = 1'500'000;  // of a search that prunes
+constexpr std::int64_t kMostMicroBatchesATable = 4096;
+
+// A layout size with a rule for the order of work and one for the cut.
+struct Candidate {
+  LayoutSize size;
+  config::ScheduleName schedule = config::ScheduleName::OneFOneB;
+  bool split_backward = false;
+  config::PartitionRule cut = config::PartitionRule::Flops;
+  double bound = 0;  // seconds that a step takes at least
+};
+
+struct Order {
+  config::ScheduleName schedule;
+  bool split_backward;
+};
+// Of more than one stage. Where the table of one is another's, both stay: they are what people ask for by name.
+constexpr Order kOrders[] = {{config::ScheduleName::OneFOneB, true},
+                             {config::ScheduleName::OneFOneB, false},
+                             {config::ScheduleName::ZeroBubbleH1, true},
+                             {config::ScheduleName::GPipe, true},
+                             {config::ScheduleName::GPipe, false}};
+
+class Planner {
+ public:
+  explicit Planner(const PlannerRequest& request) : r_(request), graph_(model::build(request.config)) {}
+
+  PlannedLayouts run() {
+    std::vector<LayoutSize> sizes = plan::legal_sizes(r_.config, graph_, r_.ranks, rejections_);
+    std::int64_t forwards = 0;
+    for (const LayoutSize& size : sizes) forwards += size.pipeline * size.micro_batches;
+    const bool all = forwards <= kFewForwards;
+    std::vector<Candidate> candidates;
+    for (const LayoutSize& size : sizes) add_candidates(size, all, candidates);
+    std::stable_sort(candidates.begin(), candidates.end(), [](const auto& a, const auto& b) { return a.bound < b.bound; });
+    evaluate(candidates, all);
+    result_.rejected = rejections_.all();
+    return std::move(result_);
+  }
+
+ private:
+  bool has_profile() const { return r_.costs.model->measured && !r_.config.parallel.profile.empty(); }
+
+  void add_candidates(const LayoutSize& size, bool all, std::vector<Candidate>& to) {
+    if (!fits_at_all(size)) return;
+    const double bound = lower_bound(size);
+    const config::PartitionRule best = has_profile() ? config::PartitionRule::Profile : config::PartitionRule::Flops;
+    if (size.pipeline == 1) {
+      to.push_back({size, config::ScheduleName::OneFOneB, true, config::PartitionRule::Flops, bound});
+      return;
+    }
+    std::vector<config::PartitionRule> cuts = {best};
+    if (all) {
+      for (const auto rule :
+           {config::PartitionRule::Flops, config::PartitionRule::Parameters, config::PartitionRule::Uniform}) {
+        if (rule != best) cuts.push_back(rule);
+      }
+    }
+    for (const Order& order : kOrders) {
+      for (const auto cut : cuts) to.push_back({size, order.schedule, order.split_backward, cut, bound});
+    }
+  }
+
+  // Weights, gradients and optimizer state alone, evenly divided.
+  bool fits_at_all(const LayoutSize& size) {
+    if (r_.memory <= 0) return true;
+    const auto elements = static_cast<double>(model::parameter_elements(graph_));
+    const double least = 2 * sizeof(float) * elements / static_cast<double>(size.pipeline * size.tensor);
+    if (least <= r_.memory) return true;
+    reject_for_memory(size, "");
+    return false;
+  }
+  void reject_for_memory(const LayoutSize& size, const std::string& more) {
+    rejections_.add(fmt::format("a rank would need more than the {:.4g} GiB it may take", r_.memory / 0x1p30),
+                    plan::to_string(size) + more);
+  }
+
+  const plan::PieceCosts& costs_of(const LayoutSize& size) {
+    auto found = pieces_.find({size.samples, size.tensor});
+    if (found == pieces_.end()) {
+      found = pieces_
+                  .emplace(plan::PieceSize{size.samples, size.tensor},
+                           std::make_unique<plan::PieceCosts>(
+                               *r_.costs.model, graph_, size.samples, size.tensor, tensor_on_one_node(size.tensor),
+                               r_.config.training.precision == config::Precision::BFloat16))
+                  .first;
+    }
+    return *found->second;
+  }
+  bool tensor_on_one_node(std::int64_t tensor) const {
+    const std::vector<int>& node = r_.costs.machines.node_of_rank;
+    for (std::size_t rank = 0; rank < node.size(); rank += static_cast<std::size_t>(tensor)) {
+      if (node[rank] != node[rank + static_cast<std::size_t>(tensor) - 1]) return false;
+    }
+    return true;
+  }
+
+  // No cut of the pieces and no order of work is faster: the work evenly divided, or the largest piece alone, on the
+  // fastest ranks; the first micro-batch's way to the last stage, and the last one's way back.
+  double lower_bound(const LayoutSize& size) {
+    const plan::PieceCosts& costs = costs_of(size);
+    plan::PassSeconds all;
+    double largest = 0;
+    for (const plan::PassSeconds& piece : costs.pieces()) {
+      all += piece;
+      largest = std::max(largest, piece.forward + std::min(piece.backward, piece.backward_input + piece.backward_weight));
+    }
+    const auto p = static_cast<double>(size.pipeline);
+    const auto m = static_cast<double>(size.micro_batches);
+    const double work = all.forward + std::min(all.backward, all.backward_input + all.backward_weight);
+    const double fill = (p - 1) / p * (all.forward + all.backward_input) / p;
+    double fastest = 1;
+    for (const double speed : r_.costs.machines.speed) fastest = std::max(fastest, speed);
+    const auto weights = static_cast<double>(model::parameter_elements(graph_)) / p / static_cast<double>(size.tensor);
+    const double after = plan::sum_seconds(*r_.costs.model, weights / static_cast<double>(size.data), size.data, true);
+    return (m * std::max(work / p, largest) + fill) / fastest + after;
+  }
+
+  config::Config configured(const Candidate& candidate) const {
+    config::Config config = r_.config;
+    config.parallel.data = candidate.size.data;
+    config.parallel.pipeline = candidate.size.pipeline;
+    config.parallel.tensor = candidate.size.tensor;
+    config.parallel.schedule = candidate.schedule;
+    config.parallel.split_backward = candidate.split_backward;
+    config.parallel.partition = candidate.cut;
+    config.parallel.partition_units.clear();
+    if (candidate.cut != config::PartitionRule::Profile) config.parallel.profile.clear();
+    config.training.micro_batches = candidate.size.micro_batches;
+    config.training.micro_batch_size = candidate.size.samples;
+    return config;
+  }
+
+  void evaluate(const std::vector<Candidate>& candidates, bool all) {
+    const auto wanted = static_cast<std::size_t>(r_.wanted > 0 ? r_.wanted : std::ssize(candidates));
+    std::int64_t forwards = 0;
+    std::set<std::string> seen;  // a cut that another rule has found already is the same layout
+    for (const Candidate& candidate : candidates) {
+      const bool beaten = result_.ranked.size() >= wanted &&
+                          candidate.bound > result_.ranked[wanted - 1].prediction.step_seconds;
+      const std::int64_t cost = candidate.size.pipeline * candidate.size.micro_batches;
+      if (!all && (beaten || forwards + cost > kMostForwards ||
+                   candidate.size.micro_batches > kMostMicroBatchesATable)) {
+        ++result_.bounded;
+        continue;
+      }
+      forwards += cost;
+      consider(candidate, seen);
+    }
+  }
+
+  void consider(const Candidate& candidate, std::set<std::string>& seen) {
+    PlannedLayout layout;
+    layout.size = candidate.size;
+    layout.config = configured(candidate);
+    RunPlan plan;
+    try {
+      plan = make_plan(layout.config, r_.ranks, r_.costs);
+    } catch (const Error& error) {
+      if (error.code() != ExitCode::Usage) throw;
+      return rejections_.add(error.what(), plan::to_string(candidate.size));
+    }
+    std::string key = fmt::format("{} {} {} {}", plan::to_string(candidate.size), candidate.size.micro_batches,
+                                  config::name_of(candidate.schedule), candidate.split_backward);
+    for (const Range nodes : plan.stage_nodes) {
+      key += fmt::format(" {}", nodes.end);
+      layout.stages += (layout.stages.empty() ? "" : " | ") + plan::describe_stage(plan.graph, nodes);
+    }
+    if (!seen.insert(key).second) return;
+    if (plan.stages() == 1) layout.stages.clear();
+    layout.prediction = predict(plan, *r_.costs.model, r_.costs.machines.speed);
+    layout.memory = peak_memory(plan, r_.threads, r_.data_bytes);
+    if (r_.memory > 0 && static_cast<double>(layout.memory) > r_.memory) {
+      return reject_for_memory(candidate.size, fmt::format(", {} micro-batches, {}: {:.4g} GiB",
+                                                           candidate.size.micro_batches,
+                                                           config::name_of(candidate.schedule),
+                                                           static_cast<double>(layout.memory) / 0x1p30));
+    }
+    const auto slower = [&](const PlannedLayout& other) {
+      return layout.prediction.step_seconds < other.prediction.step_seconds;
+    };
+    const auto at = std::find_if(result_.ranked.begin(), result_.ranked.end(), slower);
+    result_.ranked.insert(at, std::move(layout));
+  }
+
+  const PlannerRequest& r_;
+  const model::Graph graph_;
+  plan::Rejections rejections_;
+  std::map<plan::PieceSize, std::unique_ptr<plan::PieceCosts>> pieces_;
+  PlannedLayouts result_;
+};
+
+}  // namespace
+
+PlannedLayouts plan_all(const PlannerRequest& request) { return Planner(request).run(); }
+
+}  // namespace trainer::runtime
