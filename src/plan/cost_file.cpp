@@ -112,6 +112,7 @@ std::string to_json(const CostModel& p) {
             {"norm", write(p.norm)},
             {"sum", write(p.sum)},
             {"agreement", write(p.agreement)},
+            {"unevenness", p.unevenness},
             {"action", p.action},
             {"step", p.step},
             {"pieces", Json::array()}};
@@ -146,7 +147,7 @@ CostModel parse_profile(const std::string& text, const std::string& source) {
   const nlohmann::json document = JsonValue::document(text, source, "what `trainer profile` writes");
   const JsonValue root(document, source, "");
   root.only({"format", "machine", "core_flops", "memory_bandwidth", "messages", "optimizer", "norm", "sum", "agreement",
-             "action", "step", "pieces"});
+             "unevenness", "action", "step", "pieces"});
   if (root.at("format").text() != kFormat) root.at("format").fail(fmt::format("\"{}\"", kFormat));
   CostModel p;
   p.measured = true;
@@ -160,6 +161,7 @@ CostModel parse_profile(const std::string& text, const std::string& source) {
   p.norm = read_curve(root.at("norm"));
   p.sum = read_curve(root.at("sum"));
   p.agreement = read_curve(root.at("agreement"));
+  p.unevenness = root.at("unevenness").number(1, 1000);
   p.action = root.at("action").number(0, kMostSeconds);
   p.step = root.at("step").number(0, kMostSeconds);
   for (const JsonValue& piece : root.at("pieces").elements()) p.pieces.push_back(read_piece(piece));

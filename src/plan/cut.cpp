@@ -258,7 +258,7 @@ std::vector<Range> cut_by_costs(const model::Graph& graph, const schedule::Sched
 std::vector<PassSeconds> StageCosts::stages(const std::vector<Range>& stage_nodes) const {
   std::vector<PassSeconds> all;
   for (std::size_t s = 0; s < stage_nodes.size(); ++s) {
-    all.push_back(pieces->stage(stage_nodes[s]) * (stage_speed.empty() ? 1.0 : 1 / stage_speed[s]));
+    all.push_back(pieces->stage(stage_nodes[s]) * (slower / (stage_speed.empty() ? 1.0 : stage_speed[s])));
   }
   return all;
 }

@@ -47,6 +47,8 @@ plan::StageCosts stage_costs(const RunPlan& plan, const PlanCosts& costs,
   stages.transfer = plan.mesh.pipeline > 1 ? transfer_seconds(plan, model, *pieces) : 0;
   stages.pieces = pieces;
   const std::vector<double>& speed = costs.machines.speed;
+  const bool all_together = plan.mesh.tensor == plan.mesh.size();
+  stages.slower = all_together ? 1 : model.unevenness;
   if (speed.empty()) return stages;
   const std::int64_t width = plan.mesh.data * plan.mesh.tensor;
   const std::size_t count =

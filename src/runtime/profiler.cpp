@@ -19,6 +19,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using plan::PieceSize;
 
+constexpr int kTurns = 4;
 constexpr int kFewestRounds = 2;
 constexpr int kMostRounds = 60;
 constexpr double kShareOfPieces = 0.8;  // of the time
@@ -27,6 +28,16 @@ double median(std::vector<double> values) {
   if (values.empty()) return 0;
   std::sort(values.begin(), values.end());
   return values[values.size() / 2];
+}
+
+// The mean, as a step is a sum of many visits; visits that something else on the machine has hit count as a few typical
+// ones at most.
+double typical_of(const std::vector<double>& values) {
+  constexpr double kMost = 3;
+  const double most = kMost * median(values);
+  double sum = 0;
+  for (const double value : values) sum += std::min(value, most);
+  return values.empty() ? 0 : sum / static_cast<double>(values.size());
 }
 
 // What was seen of one signature.
@@ -42,7 +53,7 @@ struct Seen {
     append(backward, visits.backward);
   }
   plan::PassSeconds typical() const {
-    return {median(forward), median(backward_input), median(backward_weight), median(backward), 0};
+    return {typical_of(forward), typical_of(backward_input), typical_of(backward_weight), typical_of(backward), 0};
   }
 };
 
@@ -58,26 +69,27 @@ class PieceProfiler {
     memory_ = -spare[0];
   }
 
-  /// Measures all sizes in about `seconds`; those that the time does not reach are left out, the extremes last.
-  void run(std::vector<PieceSize> sizes, double seconds) {
-    sizes = by_importance(std::move(sizes));
+  /// Measures all sizes in about `seconds`, several times over: a shared machine has slow moments, and no size shall
+  /// have them alone. Sizes that the time does not reach are left out, the extremes last.
+  void run(const std::vector<PieceSize>& sizes, double seconds) {
+    const std::vector<PieceSize> ordered = by_importance(sizes);
     const auto begin = Clock::now();
-    double weight = 0;
-    for (const PieceSize& size : sizes) weight += weight_of(size);
-    for (std::size_t i = 0; i < sizes.size(); ++i) {
-      const double left = agreed(seconds - std::chrono::duration<double>(Clock::now() - begin).count());
-      const bool needed = !measured_.contains(sizes[i].tensor) || measured_[sizes[i].tensor] < 2;
-      if (left <= 0 && !needed) break;
-      measure(sizes[i], left * weight_of(sizes[i]) / weight);
-      weight -= weight_of(sizes[i]);
-      ++measured_[sizes[i].tensor];
+    for (int turn = 0; turn < kTurns; ++turn) {
+      const double passed = agreed(std::chrono::duration<double>(Clock::now() - begin).count());
+      if (turn > 0 && passed >= seconds) return;
+      run_once(ordered, (seconds - passed) / (kTurns - turn), turn == 0);
+      for (auto& [key, seen] : turn_) {
+        const plan::PassSeconds typical = seen.typical();
+        const auto [at, is_new] = best_.emplace(key, typical);
+        if (!is_new) at->second = smaller(at->second, typical);
+      }
+      turn_.clear();
     }
   }
 
   std::vector<plan::MeasuredPiece> pieces() {
     std::vector<plan::MeasuredPiece> all;
-    for (const auto& [key, seen] : seen_) {
-      const plan::PassSeconds mine = seen.typical();
+    for (const auto& [key, mine] : best_) {
       double sums[4] = {mine.forward, mine.backward_input, mine.backward_weight, mine.backward};
       world_.sum(sums);
       const double n = world_.size();
@@ -89,17 +101,40 @@ class PieceProfiler {
     return all;  // the map's order is the model's
   }
 
+  /// How much longer the slowest rank takes at a time than the mean of all, 1: no longer.
+  double unevenness() const { return std::max(1.0, median(unevenness_)); }
+
   /// Whether ranks of the world make groups of that many tensor ranks, so that sums were measured too.
   bool in_groups(std::int64_t tensor) const { return world_.size() % tensor == 0; }
 
  private:
+  static plan::PassSeconds smaller(const plan::PassSeconds& a, const plan::PassSeconds& b) {
+    return {std::min(a.forward, b.forward), std::min(a.backward_input, b.backward_input),
+            std::min(a.backward_weight, b.backward_weight), std::min(a.backward, b.backward), 0};
+  }
+
+  void run_once(const std::vector<PieceSize>& sizes, double seconds, bool first) {
+    const auto begin = Clock::now();
+    double weight = 0;
+    for (const PieceSize& size : sizes) weight += weight_of(size);
+    std::map<std::int64_t, int> measured;  // [tensor] sizes
+    for (const PieceSize& size : sizes) {
+      const double left = agreed(seconds - std::chrono::duration<double>(Clock::now() - begin).count());
+      if (left <= 0 && !(first && measured[size.tensor] < 2)) return;
+      walk(size, 0, plan_.graph.pieces.size(), left * weight_of(size) / weight);
+      weight -= weight_of(size);
+      ++measured[size.tensor];
+    }
+  }
+
   static double weight_of(const PieceSize& size) {
     return 1 + static_cast<double>(size.samples) / static_cast<double>(size.tensor);
   }
+  /// The first rank's.
   double agreed(double value) {
-    double shared[1] = {-value};
-    world_.max(shared);
-    return -shared[0];
+    double shared[1] = {world_.rank() == 0 ? value : 0};
+    world_.sum(shared);
+    return shared[0];
   }
 
   // The smallest and largest micro-batch of each division first, as the others lie between them; then by halves.
@@ -161,7 +196,7 @@ class PieceProfiler {
       return walk(size, middle, end, seconds / 2);
     }
     bool fresh = false;
-    for (std::size_t i = begin; i < end; ++i) fresh = fresh || !seen_.contains(key_of(i, size));
+    for (std::size_t i = begin; i < end; ++i) fresh = fresh || !turn_.contains(key_of(i, size));
     if (!fresh) return;
     const bool groups = in_groups(size.tensor);
     const int rank = world_.rank();
@@ -170,15 +205,28 @@ class PieceProfiler {
     StageWalk stretch(shape, groups ? rank % width : 0, *group, data_, pool_);
     stretch.round(false);
     const auto started = Clock::now();
+    std::vector<double> mine;
+    std::vector<double> slowest;
     for (int round = 0; round < kMostRounds; ++round) {
       const double left = agreed(seconds - std::chrono::duration<double>(Clock::now() - started).count());
       if (left <= 0 && round >= kFewestRounds) break;
+      const auto begun = Clock::now();
       stretch.round(true);
+      double taken[1] = {std::chrono::duration<double>(Clock::now() - begun).count()};
+      mine.push_back(taken[0]);
+      world_.max(taken);
+      slowest.push_back(taken[0]);
     }
-    for (std::size_t i = begin; i < end; ++i) seen_[key_of(i, size)].add(stretch.visits(), i - begin);
+    if (size.tensor == 1) add_rounds(mine, slowest);
+    for (std::size_t i = begin; i < end; ++i) turn_[key_of(i, size)].add(stretch.visits(), i - begin);
   }
 
-  void measure(const PieceSize& size, double seconds) { walk(size, 0, plan_.graph.pieces.size(), seconds); }
+  // Of rounds that ranks begin together and do not wait for each other in.
+  void add_rounds(const std::vector<double>& mine, const std::vector<double>& slowest) {
+    double typical[1] = {median(mine)};
+    world_.sum(typical);
+    unevenness_.push_back(median(slowest) * world_.size() / typical[0]);
+  }
 
   using Key = std::tuple<std::string, std::int64_t, std::int64_t>;  // signature, tensor, samples: the profile's order
   Key key_of(std::size_t piece, const PieceSize& size) const {
@@ -191,8 +239,9 @@ class PieceProfiler {
   ThreadPool& pool_;
   double memory_ = 0;
   std::vector<std::string> signatures_;  // [piece]
-  std::map<Key, Seen> seen_;
-  std::map<std::int64_t, int> measured_;  // [tensor] sizes
+  std::vector<double> unevenness_;       // [stretch]
+  std::map<Key, Seen> turn_;
+  std::map<Key, plan::PassSeconds> best_;  // of all turns
 };
 
 // What sums over tensor ranks take of each measured piece, by the sum's own measure; where the ranks did not make such
@@ -239,6 +288,7 @@ plan::CostModel profile(comm::Communicator& world, const config::Config& config,
   PieceProfiler profiler(world, plan, data, pool);
   profiler.run(sizes, kShareOfPieces * options.seconds);
   costs.pieces = profiler.pieces();
+  costs.unevenness = profiler.unevenness();
   profile_step(world, plan, pool, (1 - kShareOfPieces) * options.seconds, costs);
   add_sums(costs, plan.graph, profiler);
   return costs;

@@ -34,10 +34,9 @@ schedule::StageSlots two_slots() {
 }
 
 // Values that products and norms are as fast with as with a model's own.
-void fill(Buffer& memory) {
-  float* const values = memory.f32();
-  for (std::size_t i = 0; i < memory.size() / sizeof(float); ++i) {
-    values[i] = static_cast<float>(static_cast<int>((i * 2654435761u >> 8) % 2001) - 1000) * 1e-3f;
+void fill(float* values, std::size_t count, float scale) {
+  for (std::size_t i = 0; i < count; ++i) {
+    values[i] = static_cast<float>(static_cast<int>((i * 2654435761u >> 8) % 2001) - 1000) * 1e-3f * scale;
   }
 }
 
@@ -71,10 +70,10 @@ StageWalk::StageWalk(const RunPlan& shape, std::int64_t tensor_rank, comm::Commu
       batches_(data, storage::split(data.size(), shape.config.data.validation_fraction), shape.config.training.seed, 0,
                1, kSlots),
       valid_(static_cast<std::size_t>(layout_.samples)) {
-  parameters_.initialise(shape.graph, shape.config.training.seed, pool);
+  fill(parameters_.weights(), parameters_.layout().weight_elements, 0.05f);
   arena_ = Buffer(arena_layout_.bytes);
   messages_ = Buffer(arena_layout_.message_bytes);
-  fill(arena_);
+  fill(arena_.f32(), arena_.size() / sizeof(float), 1.0f);
   const std::vector<model::Unit>& pieces = shape.graph.pieces;
   const Range nodes = shape.nodes(StageId(0));
   while (pieces[first_piece_].node_begin < nodes.begin) ++first_piece_;

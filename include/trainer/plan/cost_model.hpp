@@ -73,6 +73,9 @@ struct CostModel {
   Curve norm{};                         // elements squared
   Curve sum{};                          // elements read and written in adding what ranks have computed in parts
   Curve agreement{};                    // doubles summed over all ranks
+  /// Ranks that wait for each other wait for the one that the machine has held up: how much longer it takes at a time
+  /// than the mean of them, 1: no longer. What tensor ranks have measured together has it in it.
+  double unevenness = 1;
   double action = 0;                    // of an action, besides its pieces
   double step = 0;                      // of a step, besides all of the above
   Link within{};                        // between ranks of a node

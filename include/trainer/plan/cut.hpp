@@ -25,6 +25,7 @@ std::vector<Range> cut_stages(const model::Graph& graph, const config::Parallel&
 struct StageCosts {
   std::shared_ptr<const PieceCosts> pieces;
   std::vector<double> stage_speed;  // [stage] of the ranks that hold it, relative to those of the costs; empty: 1
+  double slower = 1;                // by waiting for whom the machine holds up, see CostModel::unevenness
   double transfer = 0;              // seconds of a message, besides the copy that is in the stages' times
 
   std::vector<PassSeconds> stages(const std::vector<Range>& stage_nodes) const;

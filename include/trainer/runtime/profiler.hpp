@@ -22,7 +22,7 @@ struct ProfileOptions {
 
 /// Collective over `world`; the same model on every rank. All ranks compute at the same time, as in a run: pieces of a
 /// stage one after the other (never one again and again, which would find its weights in the cache), sums over tensor
-/// ranks within. Of several visits the median counts, the mean over ranks.
+/// ranks within. Of many visits the median counts, of several turns through all sizes the best one's, the mean over ranks.
 plan::CostModel profile(comm::Communicator& world, const config::Config& config, const storage::Dataset& data,
                         const ProfileOptions& options);
 
