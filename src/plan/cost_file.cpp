@@ -48,13 +48,14 @@ Link read_link(const JsonValue& value) {
 const std::vector<std::string> kPassNames = {"forward", "backward_input", "backward_weight", "backward", "sums"};
 
 MeasuredPiece read_piece(const JsonValue& value) {
-  std::vector<std::string> names = {"piece", "samples", "tensor"};
+  std::vector<std::string> names = {"piece", "tensor", "pipeline", "samples"};
   names.insert(names.end(), kPassNames.begin(), kPassNames.end());
   value.only(names);
   const auto seconds = [&](const char* name) { return value.at(name).number(0, kMostSeconds); };
   return {.piece = value.at("piece").text(),
-          .samples = value.at("samples").integer(1, kMostCount),
           .tensor = value.at("tensor").integer(1, kMostCount),
+          .pipeline = value.at("pipeline").integer(1, kMostCount),
+          .samples = value.at("samples").integer(1, kMostCount),
           .seconds = {seconds("forward"), seconds("backward_input"), seconds("backward_weight"), seconds("backward"),
                       seconds("sums")}};
 }
@@ -119,8 +120,9 @@ std::string to_json(const CostModel& p) {
   for (const MeasuredPiece& piece : p.pieces) {
     const PassSeconds& s = piece.seconds;
     json["pieces"].push_back({{"piece", piece.piece},
-                              {"samples", piece.samples},
                               {"tensor", piece.tensor},
+                              {"pipeline", piece.pipeline},
+                              {"samples", piece.samples},
                               {"forward", s.forward},
                               {"backward_input", s.backward_input},
                               {"backward_weight", s.backward_weight},
@@ -165,13 +167,13 @@ CostModel parse_profile(const std::string& text, const std::string& source) {
   p.action = root.at("action").number(0, kMostSeconds);
   p.step = root.at("step").number(0, kMostSeconds);
   for (const JsonValue& piece : root.at("pieces").elements()) p.pieces.push_back(read_piece(piece));
-  const auto key = [](const MeasuredPiece& m) { return std::tie(m.piece, m.tensor, m.samples); };
+  const auto key = [](const MeasuredPiece& m) { return std::tie(m.piece, m.tensor, m.pipeline, m.samples); };
   std::sort(p.pieces.begin(), p.pieces.end(), [&](const auto& a, const auto& b) { return key(a) < key(b); });
   for (std::size_t i = 1; i < p.pieces.size(); ++i) {
     if (key(p.pieces[i - 1]) < key(p.pieces[i])) continue;
     throw Error(ExitCode::Usage,
-                fmt::format("{}: pieces has \"{}\" twice for {} samples on {} tensor ranks", source, p.pieces[i].piece,
-                            p.pieces[i].samples, p.pieces[i].tensor));
+                fmt::format("{}: pieces has \"{}\" twice for {} samples, {} tensor ranks and {} stages", source,
+                            p.pieces[i].piece, p.pieces[i].samples, p.pieces[i].tensor, p.pieces[i].pipeline));
   }
   return p;
 }

@@ -102,28 +102,39 @@ PassSeconds mix(const PassSeconds& a, const PassSeconds& b, double weight) {
   return result;
 }
 
-// By a line between the sizes around `samples`, in proportion beyond the largest. Below the smallest: towards half of
-// its time at no samples at all, as small products waste more.
-std::optional<PassSeconds> measured_seconds(const CostModel& costs, const std::string& piece, std::int64_t samples,
-                                            std::int64_t tensor) {
-  const MeasuredPiece* below = nullptr;
-  const MeasuredPiece* above = nullptr;
-  const auto first = std::lower_bound(costs.pieces.begin(), costs.pieces.end(), std::make_pair(&piece, tensor),
-                                      [](const MeasuredPiece& m, const std::pair<const std::string*, std::int64_t>& k) {
-                                        return std::tie(m.piece, m.tensor) < std::tie(*k.first, k.second);
-                                      });
-  for (auto at = first; at != costs.pieces.end() && at->piece == piece && at->tensor == tensor; ++at) {
-    if (at->samples <= samples) below = &*at;
-    if (at->samples >= samples && above == nullptr) above = &*at;
-  }
+// Of the pieces [begin, end), which differ in samples only. By a line between the sizes around `samples`, in proportion
+// beyond the largest. Below the smallest: towards half of its time at no samples at all, as small products waste more.
+using Pieces = std::vector<MeasuredPiece>::const_iterator;
+PassSeconds between_sizes(Pieces begin, Pieces end, std::int64_t samples) {
+  const auto above =
+      std::find_if(begin, end, [samples](const MeasuredPiece& piece) { return piece.samples >= samples; });
   const auto size = static_cast<double>(samples);
-  if (below == nullptr && above == nullptr) return std::nullopt;
-  if (below == nullptr) return above->seconds * (0.5 + 0.5 * size / static_cast<double>(above->samples));
-  if (above == nullptr) return below->seconds * (size / static_cast<double>(below->samples));
-  if (above == below) return below->seconds;
-  const auto a = static_cast<double>(below->samples);
+  if (above == end) return (end - 1)->seconds * (size / static_cast<double>((end - 1)->samples));
   const auto b = static_cast<double>(above->samples);
-  return mix(below->seconds, above->seconds, (size - a) / (b - a));
+  if (above == begin) return above->seconds * (0.5 + 0.5 * size / b);
+  const auto a = static_cast<double>((above - 1)->samples);
+  return mix((above - 1)->seconds, above->seconds, (size - a) / (b - a));
+}
+
+// In stages of the same number, or the one nearest by its ratio.
+std::optional<PassSeconds> measured_seconds(const CostModel& costs, const std::string& piece, const PieceSize& size) {
+  const auto wanted = std::tie(piece, size.tensor);
+  const auto of = [](const MeasuredPiece& m) { return std::tie(m.piece, m.tensor); };
+  const auto begin = std::lower_bound(costs.pieces.begin(), costs.pieces.end(), wanted,
+                                      [&](const MeasuredPiece& m, const auto& key) { return of(m) < key; });
+  std::optional<PassSeconds> nearest;
+  double least = 0;
+  for (auto at = begin; at != costs.pieces.end() && of(*at) == wanted;) {
+    auto next = at;
+    while (next != costs.pieces.end() && of(*next) == wanted && next->pipeline == at->pipeline) ++next;
+    const double ratio = std::log2(static_cast<double>(at->pipeline) / static_cast<double>(size.pipeline));
+    if (!nearest || std::abs(ratio) < least) {
+      nearest = between_sizes(at, next, size.samples);
+      least = std::abs(ratio);
+    }
+    at = next;
+  }
+  return nearest;
 }
 
 // Elements of one sample that cross the boundary before each node, [node] and past the last.
@@ -242,16 +253,16 @@ PassSeconds tensor_sums(const CostModel& costs, const Graph& graph, const LocalG
   return seconds;
 }
 
-PieceCosts::PieceCosts(const CostModel& costs, const Graph& graph, std::int64_t samples, std::int64_t tensor,
-                       bool tensor_on_one_node, bool bfloat16)
+PieceCosts::PieceCosts(const CostModel& costs, const Graph& graph, const PieceSize& size, bool tensor_on_one_node,
+                       bool bfloat16)
     : graph_(graph),
-      local_(shard(graph, tensor, 0)),
-      samples_(samples),
+      local_(shard(graph, size.tensor, 0)),
+      size_(size),
       copy_bandwidth_(costs.within.bandwidth),
       action_(costs.action),
       crossing_(crossing_elements(graph, local_)),
       prefix_(1) {
-  const LocalGraph undivided = tensor == 1 ? local_ : shard(graph, 1, 0);
+  const LocalGraph undivided = size.tensor == 1 ? local_ : shard(graph, 1, 0);
   std::map<std::string, std::pair<PassSeconds, bool>> known;  // by signature; whether it was measured
   double total = 0;
   double measured = 0;
@@ -260,9 +271,9 @@ PieceCosts::PieceCosts(const CostModel& costs, const Graph& graph, std::int64_t 
     auto found = known.find(text);
     if (found == known.end()) {
       std::optional<PassSeconds> seconds;
-      if (tensor_on_one_node) seconds = measured_seconds(costs, text, samples, tensor);
+      if (tensor_on_one_node) seconds = measured_seconds(costs, text, size);
       const bool is_measured = seconds.has_value();
-      if (!seconds) seconds = estimate(costs, undivided, piece, tensor, tensor_on_one_node, bfloat16);
+      if (!seconds) seconds = estimate(costs, undivided, piece, tensor_on_one_node, bfloat16);
       found = known.emplace(text, std::make_pair(*seconds, is_measured)).first;
     }
     const auto& [seconds, is_measured] = found->second;
@@ -278,22 +289,22 @@ PieceCosts::PieceCosts(const CostModel& costs, const Graph& graph, std::int64_t 
 // What one rank takes alone, where only the undivided piece was measured scaled by what the estimate says of the
 // division, and the sums.
 PassSeconds PieceCosts::estimate(const CostModel& costs, const LocalGraph& undivided, const model::Unit& piece,
-                                 std::int64_t tensor, bool tensor_on_one_node, bool bfloat16) const {
+                                 bool tensor_on_one_node, bool bfloat16) const {
   const Range nodes{piece.node_begin, piece.node_end};
-  PassSeconds seconds = estimated_seconds(costs, graph_, local_, nodes, samples_, bfloat16);
-  if (tensor > 1) {
-    if (const auto whole = measured_seconds(costs, signature(graph_, piece), samples_, 1)) {
-      const double alone = estimated_seconds(costs, graph_, undivided, nodes, samples_, bfloat16).forward;
+  PassSeconds seconds = estimated_seconds(costs, graph_, local_, nodes, size_.samples, bfloat16);
+  if (size_.tensor > 1) {
+    if (const auto whole = measured_seconds(costs, signature(graph_, piece), {size_.samples, 1, size_.pipeline})) {
+      const double alone = estimated_seconds(costs, graph_, undivided, nodes, size_.samples, bfloat16).forward;
       if (alone > 0) seconds = *whole * (seconds.forward / alone);
     }
   }
   seconds.sums = 0;
-  seconds += tensor_sums(costs, graph_, local_, nodes, samples_, tensor, tensor_on_one_node);
+  seconds += tensor_sums(costs, graph_, local_, nodes, size_.samples, size_.tensor, tensor_on_one_node);
   return seconds;
 }
 
 double PieceCosts::boundary_bytes(std::int64_t node) const {
-  return sizeof(float) * static_cast<double>(samples_) * crossing_[static_cast<std::size_t>(node)];
+  return sizeof(float) * static_cast<double>(size_.samples) * crossing_[static_cast<std::size_t>(node)];
 }
 
 PassSeconds PieceCosts::stage(Range nodes) const {

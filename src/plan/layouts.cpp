@@ -87,7 +87,7 @@ std::vector<LayoutSize> legal_sizes(const config::Config& config, const model::G
 
 std::vector<PieceSize> piece_sizes(const std::vector<LayoutSize>& layouts) {
   std::vector<PieceSize> sizes;
-  for (const LayoutSize& layout : layouts) sizes.push_back({layout.samples, layout.tensor});
+  for (const LayoutSize& layout : layouts) sizes.push_back({layout.samples, layout.tensor, layout.pipeline});
   std::sort(sizes.begin(), sizes.end());
   sizes.erase(std::unique(sizes.begin(), sizes.end()), sizes.end());
   return sizes;

@@ -42,7 +42,8 @@ plan::StageCosts stage_costs(const RunPlan& plan, const PlanCosts& costs,
   const plan::CostModel& model = costs.model != nullptr ? *costs.model : estimated;
   plan::StageCosts stages;
   const auto pieces = std::make_shared<plan::PieceCosts>(
-      model, plan.graph, plan.micro_batch_samples, plan.mesh.tensor, tensor_groups_share_nodes(plan),
+      model, plan.graph, plan::PieceSize{plan.micro_batch_samples, plan.mesh.tensor, plan.mesh.pipeline},
+      tensor_groups_share_nodes(plan),
       plan.config.training.precision == config::Precision::BFloat16);
   stages.transfer = plan.mesh.pipeline > 1 ? transfer_seconds(plan, model, *pieces) : 0;
   stages.pieces = pieces;

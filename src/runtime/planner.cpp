@@ -96,16 +96,13 @@ class Planner {
   }
 
   const plan::PieceCosts& costs_of(const LayoutSize& size) {
-    auto found = pieces_.find({size.samples, size.tensor});
-    if (found == pieces_.end()) {
-      found = pieces_
-                  .emplace(plan::PieceSize{size.samples, size.tensor},
-                           std::make_unique<plan::PieceCosts>(
-                               *r_.costs.model, graph_, size.samples, size.tensor, tensor_on_one_node(size.tensor),
-                               r_.config.training.precision == config::Precision::BFloat16))
-                  .first;
+    const plan::PieceSize key{size.samples, size.tensor, size.pipeline};
+    std::unique_ptr<plan::PieceCosts>& costs = pieces_[key];
+    if (costs == nullptr) {
+      costs = std::make_unique<plan::PieceCosts>(*r_.costs.model, graph_, key, tensor_on_one_node(size.tensor),
+                                                 r_.config.training.precision == config::Precision::BFloat16);
     }
-    return *found->second;
+    return *costs;
   }
   bool tensor_on_one_node(std::int64_t tensor) const {
     const std::vector<int>& node = r_.costs.machines.node_of_rank;

@@ -1,14 +1,19 @@
 #include "trainer/runtime/profiler.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <map>
 #include <set>
+#include <sstream>
 
 #include "profile_step.hpp"
 #include "stage_walk.hpp"
 #include "trainer/comm/topology.hpp"
 #include "trainer/core/error.hpp"
+#include "trainer/plan/cut.hpp"
 #include "trainer/plan/layouts.hpp"
 #include "trainer/runtime/agreement.hpp"
 
@@ -33,7 +38,7 @@ double median(std::vector<double> values) {
 // The mean, as a step is a sum of many visits; visits that something else on the machine has hit count as a few typical
 // ones at most.
 double typical_of(const std::vector<double>& values) {
-  constexpr double kMost = 3;
+  constexpr double kMost = 2;
   const double most = kMost * median(values);
   double sum = 0;
   for (const double value : values) sum += std::min(value, most);
@@ -61,7 +66,14 @@ class PieceProfiler {
  public:
   PieceProfiler(comm::Communicator& world, const RunPlan& plan, const storage::Dataset& data, ThreadPool& pool)
       : world_(world), plan_(plan), data_(data), pool_(pool) {
-    for (const model::Unit& piece : plan.graph.pieces) signatures_.push_back(plan::signature(plan.graph, piece));
+    for (const model::Unit& piece : plan.graph.pieces) {
+      const std::string text = plan::signature(plan.graph, piece);
+      const auto found = std::find(signatures_.begin(), signatures_.end(), text);
+      kind_of_.push_back(static_cast<std::size_t>(found - signatures_.begin()));
+      if (found == signatures_.end()) signatures_.push_back(text);
+      const schedule::StageTimes flops = plan::flops_of(plan.graph, {piece.node_begin, piece.node_end});
+      flops_.push_back(flops.forward + flops.backward_input + flops.backward_weight);
+    }
     // What every rank's node can spare for its ranks; the smallest decides for all.
     const auto neighbours = world.split_node();
     double spare[1] = {-0.5 * comm::available_memory() / neighbours->size()};
@@ -87,22 +99,39 @@ class PieceProfiler {
     }
   }
 
+  /// What the ranks that have a piece measured on the mean.
   std::vector<plan::MeasuredPiece> pieces() {
+    std::map<Key, bool> any;
+    for (const std::string& text : world_.gather_strings(keys_text())) add_keys(text, any);
     std::vector<plan::MeasuredPiece> all;
-    for (const auto& [key, mine] : best_) {
-      double sums[4] = {mine.forward, mine.backward_input, mine.backward_weight, mine.backward};
+    for (const auto& [key, unused] : any) {
+      const auto mine = best_.find(key);
+      std::array<double, 5> sums{};
+      if (mine != best_.end()) {
+        const plan::PassSeconds& s = mine->second;
+        sums = {s.forward, s.backward_input, s.backward_weight, s.backward, 1};
+      }
       world_.sum(sums);
-      const double n = world_.size();
-      all.push_back({.piece = std::get<0>(key),
-                     .samples = std::get<2>(key),
+      const double n = sums[4];
+      all.push_back({.piece = signatures_[std::get<0>(key)],
                      .tensor = std::get<1>(key),
+                     .pipeline = std::get<2>(key),
+                     .samples = std::get<3>(key),
                      .seconds = {sums[0] / n, sums[1] / n, sums[2] / n, sums[3] / n, 0}});
     }
-    return all;  // the map's order is the model's
+    std::sort(all.begin(), all.end(), [](const plan::MeasuredPiece& a, const plan::MeasuredPiece& b) {
+      return std::tie(a.piece, a.tensor, a.pipeline, a.samples) < std::tie(b.piece, b.tensor, b.pipeline, b.samples);
+    });
+    return all;
   }
 
   /// How much longer the slowest rank takes at a time than the mean of all, 1: no longer.
-  double unevenness() const { return std::max(1.0, median(unevenness_)); }
+  /// By the longest rounds, which are nearest to a step.
+  double unevenness() const {
+    if (unevenness_.empty()) return 1;
+    const std::vector<double>& turns = unevenness_.rbegin()->second;
+    return std::max(1.0, *std::min_element(turns.begin(), turns.end()));
+  }
 
   /// Whether ranks of the world make groups of that many tensor ranks, so that sums were measured too.
   bool in_groups(std::int64_t tensor) const { return world_.size() % tensor == 0; }
@@ -117,18 +146,18 @@ class PieceProfiler {
     const auto begin = Clock::now();
     double weight = 0;
     for (const PieceSize& size : sizes) weight += weight_of(size);
-    std::map<std::int64_t, int> measured;  // [tensor] sizes
+    std::map<std::pair<std::int64_t, std::int64_t>, int> measured;  // [tensor, pipeline] sizes
     for (const PieceSize& size : sizes) {
       const double left = agreed(seconds - std::chrono::duration<double>(Clock::now() - begin).count());
-      if (left <= 0 && !(first && measured[size.tensor] < 2)) return;
-      walk(size, 0, plan_.graph.pieces.size(), left * weight_of(size) / weight);
+      if (left <= 0 && !(first && measured[{size.tensor, size.pipeline}] < 2)) return;
+      measure(size, left * weight_of(size) / weight);
       weight -= weight_of(size);
-      ++measured[size.tensor];
+      ++measured[{size.tensor, size.pipeline}];
     }
   }
 
   static double weight_of(const PieceSize& size) {
-    return 1 + static_cast<double>(size.samples) / static_cast<double>(size.tensor);
+    return 1 + static_cast<double>(size.samples) / static_cast<double>(size.tensor * size.pipeline);
   }
   /// The first rank's.
   double agreed(double value) {
@@ -139,10 +168,10 @@ class PieceProfiler {
 
   // The smallest and largest micro-batch of each division first, as the others lie between them; then by halves.
   static std::vector<PieceSize> by_importance(std::vector<PieceSize> sizes) {
-    std::map<std::int64_t, std::vector<std::int64_t>> of_tensor;
-    for (const PieceSize& size : sizes) of_tensor[size.tensor].push_back(size.samples);
+    std::map<std::pair<std::int64_t, std::int64_t>, std::vector<std::int64_t>> of_division;
+    for (const PieceSize& size : sizes) of_division[{size.tensor, size.pipeline}].push_back(size.samples);
     std::vector<std::vector<PieceSize>> turns;
-    for (auto& [tensor, samples] : of_tensor) {
+    for (auto& [division, samples] : of_division) {
       std::sort(samples.begin(), samples.end());
       std::vector<PieceSize> turn;
       std::set<std::size_t> taken;
@@ -150,7 +179,7 @@ class PieceProfiler {
       for (std::size_t parts = 1; taken.size() < samples.size(); parts *= 2) {
         for (std::size_t i = 0; i <= parts; ++i) {
           const std::size_t at = i * last / parts;
-          if (taken.insert(at).second) turn.push_back({samples[at], tensor});
+          if (taken.insert(at).second) turn.push_back({samples[at], division.first, division.second});
         }
       }
       turns.push_back(std::move(turn));
@@ -184,25 +213,36 @@ class PieceProfiler {
                     .with_loss = true});
   }
 
-  // Pieces [begin, end) as one stretch, or as two halves where they do not fit the memory.
-  void walk(const PieceSize& size, std::size_t begin, std::size_t end, double seconds) {
-    const auto& pieces = plan_.graph.pieces;
-    const Range nodes{pieces[begin].node_begin, pieces[end - 1].node_end};
-    const RunPlan shape = stretch_of(plan_, nodes, size.samples, size.tensor);
-    if (bytes_of(shape) > memory_) {
-      if (end - begin == 1) return;  // fits no rank alone, so no layout has it
-      const std::size_t middle = begin + (end - begin) / 2;
-      walk(size, begin, middle, seconds / 2);
-      return walk(size, middle, end, seconds / 2);
+  // Each group of tensor ranks walks its stage; of more stages than groups, several one after the other.
+  void measure(const PieceSize& size, double seconds) {
+    const auto width = static_cast<int>(in_groups(size.tensor) ? size.tensor : 1);
+    const std::int64_t groups = world_.size() / width;
+    const auto group = world_.split(world_.rank() / width, world_.rank() % width);
+    const std::vector<Range> cut = plan::balanced_cut(flops_, std::min(size.pipeline, std::ssize(flops_)));
+    const std::int64_t turns = (std::ssize(cut) + groups - 1) / groups;
+    for (std::int64_t turn = 0; turn < turns; ++turn) {
+      const std::int64_t at = turn * groups + world_.rank() / width;
+      walk(size, cut[static_cast<std::size_t>(at % std::ssize(cut))], *group, seconds / static_cast<double>(turns));
     }
-    bool fresh = false;
-    for (std::size_t i = begin; i < end; ++i) fresh = fresh || !turn_.contains(key_of(i, size));
-    if (!fresh) return;
-    const bool groups = in_groups(size.tensor);
-    const int rank = world_.rank();
-    const auto width = static_cast<int>(groups ? size.tensor : 1);
-    const auto group = world_.split(rank / width, rank % width);
-    StageWalk stretch(shape, groups ? rank % width : 0, *group, data_, pool_);
+  }
+
+  // Pieces of a stage as one stretch, or, where it does not fit the memory, its first ones that do. All ranks make as
+  // many rounds.
+  void walk(const PieceSize& size, Range stage, comm::Communicator& group, double seconds) {
+    const auto& pieces = plan_.graph.pieces;
+    const auto shape_of = [&](Range range) {
+      const Range nodes{pieces[static_cast<std::size_t>(range.begin)].node_begin,
+                        pieces[static_cast<std::size_t>(range.end - 1)].node_end};
+      return stretch_of(plan_, nodes, size.samples, size.tensor);
+    };
+    RunPlan shape = shape_of(stage);
+    double fits[1] = {bytes_of(shape) <= memory_ ? 0.0 : 1.0};
+    for (world_.max(fits); fits[0] > 0; world_.max(fits)) {
+      if (stage.size() > 1) stage.end = stage.begin + stage.size() / 2;
+      shape = shape_of(stage);
+      fits[0] = bytes_of(shape) <= memory_ || stage.size() == 1 ? 0.0 : 1.0;
+    }
+    StageWalk stretch(shape, group.size() > 1 ? group.rank() : 0, group, data_, pool_);
     stretch.round(false);
     const auto started = Clock::now();
     std::vector<double> mine;
@@ -217,20 +257,34 @@ class PieceProfiler {
       world_.max(taken);
       slowest.push_back(taken[0]);
     }
-    if (size.tensor == 1) add_rounds(mine, slowest);
-    for (std::size_t i = begin; i < end; ++i) turn_[key_of(i, size)].add(stretch.visits(), i - begin);
+    if (size.tensor == 1 && size.pipeline == 1) add_rounds(size.samples, mine, slowest);
+    for (std::int64_t i = stage.begin; i < stage.end; ++i) {
+      turn_[key_of(i, size)].add(stretch.visits(), static_cast<std::size_t>(i - stage.begin));
+    }
   }
 
   // Of rounds that ranks begin together and do not wait for each other in.
-  void add_rounds(const std::vector<double>& mine, const std::vector<double>& slowest) {
+  void add_rounds(std::int64_t samples, const std::vector<double>& mine, const std::vector<double>& slowest) {
     double typical[1] = {median(mine)};
     world_.sum(typical);
-    unevenness_.push_back(median(slowest) * world_.size() / typical[0]);
+    unevenness_[samples].push_back(median(slowest) * world_.size() / typical[0]);
   }
 
-  using Key = std::tuple<std::string, std::int64_t, std::int64_t>;  // signature, tensor, samples: the profile's order
-  Key key_of(std::size_t piece, const PieceSize& size) const {
-    return {signatures_[piece], size.tensor, size.samples};
+  using Key = std::tuple<std::size_t, std::int64_t, std::int64_t, std::int64_t>;  // kind, tensor, pipeline, samples
+  Key key_of(std::int64_t piece, const PieceSize& size) const {
+    return {kind_of_[static_cast<std::size_t>(piece)], size.tensor, size.pipeline, size.samples};
+  }
+  std::string keys_text() const {
+    std::string text;
+    for (const auto& [key, seconds] : best_) {
+      text += fmt::format("{} {} {} {}\n", std::get<0>(key), std::get<1>(key), std::get<2>(key), std::get<3>(key));
+    }
+    return text;
+  }
+  static void add_keys(const std::string& text, std::map<Key, bool>& keys) {
+    std::istringstream lines(text);
+    Key key;
+    while (lines >> std::get<0>(key) >> std::get<1>(key) >> std::get<2>(key) >> std::get<3>(key)) keys[key] = true;
   }
 
   comm::Communicator& world_;
@@ -238,8 +292,10 @@ class PieceProfiler {
   const storage::Dataset& data_;
   ThreadPool& pool_;
   double memory_ = 0;
-  std::vector<std::string> signatures_;  // [piece]
-  std::vector<double> unevenness_;       // [stretch]
+  std::vector<std::string> signatures_;  // [kind of piece]
+  std::vector<std::size_t> kind_of_;     // [piece]
+  std::vector<double> flops_;            // [piece]
+  std::map<std::int64_t, std::vector<double>> unevenness_;  // [samples of a round]
   std::map<Key, Seen> turn_;
   std::map<Key, plan::PassSeconds> best_;  // of all turns
 };

@@ -9,6 +9,7 @@
 
 #include "trainer/core/shape.hpp"
 #include "trainer/model/graph.hpp"
+#include "trainer/plan/layouts.hpp"
 #include "trainer/plan/mesh.hpp"
 #include "trainer/plan/shard.hpp"
 #include "trainer/schedule/schedule.hpp"
@@ -42,11 +43,13 @@ struct PassSeconds {
   bool operator==(const PassSeconds&) const = default;
 };
 
-/// A measured piece of a model. `samples` is a micro-batch's, `tensor` how many ranks divide the piece.
+/// A measured piece of a model. `samples` is a micro-batch's, `tensor` how many ranks divide the piece, `pipeline` how
+/// many stages the model was cut into: smaller stages lie in caches.
 struct MeasuredPiece {
   std::string piece;  // signature()
-  std::int64_t samples = 1;
   std::int64_t tensor = 1;
+  std::int64_t pipeline = 1;
+  std::int64_t samples = 1;
   PassSeconds seconds;
   bool operator==(const MeasuredPiece&) const = default;
 };
@@ -68,7 +71,7 @@ struct CostModel {
   bool measured = false;                // false: estimated from the numbers below alone
   double core_flops = 50e9;             // multiply-adds in registers, of one core, a second
   double memory_bandwidth = 10e9;       // of one core, bytes a second
-  std::vector<MeasuredPiece> pieces{};  // sorted by (piece, tensor, samples)
+  std::vector<MeasuredPiece> pieces{};  // sorted by (piece, tensor, pipeline, samples)
   Curve optimizer{};                    // elements updated
   Curve norm{};                         // elements squared
   Curve sum{};                          // elements read and written in adding what ranks have computed in parts
@@ -107,27 +110,26 @@ PassSeconds tensor_sums(const CostModel& costs, const model::Graph& graph, const
 /// The pieces of a graph for one size of micro-batch and one number of tensor ranks, so that a stage is a lookup.
 class PieceCosts {
  public:
-  /// Measured where the model has the piece at this number of tensor ranks (sizes between measured ones are
-  /// interpolated), else estimated. `tensor_on_one_node`: how the tensor ranks lie.
-  PieceCosts(const CostModel& costs, const model::Graph& graph, std::int64_t samples, std::int64_t tensor,
-             bool tensor_on_one_node, bool bfloat16);
+  /// Measured where the model has the piece at this number of tensor ranks (in stages of the nearest size; between
+  /// measured numbers of samples by a line), else estimated. `tensor_on_one_node`: how the tensor ranks lie.
+  PieceCosts(const CostModel& costs, const model::Graph& graph, const PieceSize& size, bool tensor_on_one_node,
+             bool bfloat16);
 
   /// Of a stage's nodes (whole pieces), with what its messages cost the rank that copies them.
   PassSeconds stage(Range nodes) const;
   const std::vector<PassSeconds>& pieces() const { return pieces_; }
   /// Bytes that cross the boundary before a node, one way.
   double boundary_bytes(std::int64_t node) const;
-  std::int64_t samples() const { return samples_; }
   /// Share of the pieces' time that was measured.
   double measured_share() const { return measured_share_; }
 
  private:
   PassSeconds estimate(const CostModel& costs, const LocalGraph& undivided, const model::Unit& piece,
-                       std::int64_t tensor, bool tensor_on_one_node, bool bfloat16) const;
+                       bool tensor_on_one_node, bool bfloat16) const;
 
   const model::Graph& graph_;
   LocalGraph local_;
-  const std::int64_t samples_;
+  const PieceSize size_;
   double copy_bandwidth_ = 0, action_ = 0;
   std::vector<double> crossing_;     // [node] elements of a sample that cross the boundary before it
   std::vector<PassSeconds> pieces_;  // [piece]

@@ -39,9 +39,10 @@ class Rejections {
 std::vector<LayoutSize> legal_sizes(const config::Config& config, const model::Graph& graph, std::int64_t ranks,
                                     Rejections& rejected);
 
-/// Micro-batch sizes and tensor ranks that those layouts compute with.
+/// Micro-batch sizes, tensor ranks and shares of the model that those layouts compute with: a rank that holds half of
+/// the weights finds more of them in its caches.
 struct PieceSize {
-  std::int64_t samples = 1, tensor = 1;
+  std::int64_t samples = 1, tensor = 1, pipeline = 1;
   auto operator<=>(const PieceSize&) const = default;
 };
 std::vector<PieceSize> piece_sizes(const std::vector<LayoutSize>& layouts);
