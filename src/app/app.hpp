@@ -55,6 +55,8 @@ std::string read_config(const std::string& path);
 std::string read_file(const std::string& path, const char* hint);
 /// Makes `path` hold `text`, whole or not at all. Throws Error(Storage).
 void write_whole(const std::string& path, const std::string& text);
+/// Contents of a file with a schedule. Throws Error(Usage) when it cannot be read.
+std::string read_schedule_file(const std::string& path);
 
 /// Name, version and libraries, one line.
 std::string version_text();

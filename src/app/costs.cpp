@@ -40,12 +40,19 @@ config::Config agreed_config(comm::Communicator& world, const std::string& path,
   const std::string text = agreed_text(world, path, "--config takes the path of a JSON file");
   config::Config config;
   runtime::agree(world, [&] { config = config::parse(text, path, overrides); });
+  if (config.parallel.schedule == config::ScheduleName::File) {
+    std::string table;
+    runtime::agree(world, [&] {
+      if (world.rank() == 0) table = read_schedule_file(config.parallel.schedule_file);
+    });
+    config.parallel.schedule_text = world.gather_strings(table).front();
+  }
   return config;
 }
 
 std::optional<plan::CostModel> agreed_profile(comm::Communicator& world, const config::Config& config) {
   const config::Parallel& parallel = config.parallel;
-  if (parallel.partition != config::PartitionRule::Profile) return std::nullopt;
+  if (parallel.profile.empty()) return std::nullopt;
   const std::string text =
       agreed_text(world, parallel.profile, "parallel.profile takes the path of what `trainer profile` has written");
   std::optional<plan::CostModel> costs;

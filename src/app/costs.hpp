@@ -15,11 +15,11 @@ namespace trainer::app {
 /// names it for the message: "--config takes the path of a JSON file".
 std::string agreed_text(comm::Communicator& world, const std::string& path, const char* option);
 
-/// A configuration that rank 0 reads, parsed on every rank. Collective.
+/// A configuration that rank 0 reads, with the schedule's file where it names one, parsed on every rank. Collective.
 config::Config agreed_config(comm::Communicator& world, const std::string& path,
                              const std::vector<std::string>& overrides);
 
-/// The profile that the configuration names, where the partition goes by it. Collective.
+/// The profile that the configuration names, for its cut and its automatic schedule. Collective.
 std::optional<plan::CostModel> agreed_profile(comm::Communicator& world, const config::Config& config);
 
 /// What a profile is a profile of; ranks, threads and precision are left to who knows them.

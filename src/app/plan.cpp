@@ -116,6 +116,7 @@ observe::PlanRow row_of(const runtime::PlannedLayout& layout) {
           .samples = layout.size.samples,
           .schedule = config::name_of(parallel.schedule),
           .split_backward = parallel.split_backward,
+          .chunks = parallel.chunks,
           .partition = config::name_of(parallel.partition),
           .stages = layout.stages,
           .recompute = "none",

@@ -10,6 +10,7 @@
 
 #include "app.hpp"
 #include "trainer/schedule/automatic.hpp"
+#include "trainer/schedule/table_file.hpp"
 
 namespace trainer::app {
 
@@ -85,65 +86,11 @@ Schedule made(const config::ScheduleCommand& command) {
   return generator->make(shape);
 }
 
-std::string read_file(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::string text{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-  if (!file.is_open() || file.bad()) {
-    throw Error(ExitCode::Usage, fmt::format("{}: cannot be read; --file takes the path of a schedule in CSV", path));
-  }
-  return text;
-}
-
-bool has_messages(const Schedule& table) {
-  for (const std::vector<Action>& row : table.ranks) {
-    for (const Action& action : row) {
-      if (action.kind >= schedule::ActionKind::SendForward && action.kind <= schedule::ActionKind::RecvBackward) {
-        return true;
-      }
-    }
-  }
-  return false;
-}
-
-Schedule lowered(const Schedule& table) { return has_messages(table) ? table : schedule::add_communication(table); }
-
-/// "row 2, cell 5" of a file for what the verifier found; "" where it has no place.
-std::string place(const schedule::CsvTable& read, const Schedule& verified, const schedule::Violation& violation) {
-  if (violation.rank < 0) return "";
-  const auto rank = static_cast<std::size_t>(violation.rank);
-  if (violation.position < 0) return fmt::format("row {}: ", rank + 1);
-  // The verified row has messages between the file's actions: the same action, the same time that it occurs.
-  const std::vector<Action>& row = verified.ranks[rank];
-  const auto end = row.begin() + violation.position + 1;
-  const std::vector<Action>& written = read.schedule.ranks[rank];
-  auto wanted = std::count(row.begin(), end, *(end - 1));
-  for (std::size_t i = 0; i < written.size(); ++i) {
-    if (written[i] == *(end - 1) && --wanted == 0) {
-      return fmt::format("row {}, cell {}: ", rank + 1, read.cells[rank][i]);
-    }
-  }
-  return fmt::format("row {}: ", rank + 1);
-}
-
-/// Throws what the verifier has against it.
-void require_valid(const Schedule& table, const schedule::CsvTable* read, const std::string& name) {
-  const Schedule full = lowered(table);
-  const std::optional<schedule::Violation> violation = schedule::verify(full);
-  if (!violation) return;
-  const bool deadlock = violation->message.starts_with("deadlock");  // has a place on every rank that it names
-  std::string message = (read != nullptr && !deadlock ? place(*read, full, *violation) : "") + violation->message;
-  if (deadlock) {
-    message += "\n" + schedule::draw(full, std::vector<schedule::StageTimes>(static_cast<std::size_t>(full.stages)));
-    message.pop_back();
-  }
-  throw Error(ExitCode::Usage, fmt::format("{}: {}", name, message));
-}
-
 std::string counts(const Schedule& table) {
   std::size_t compute = 0;
   for (const std::vector<Action>& row : table.ranks) compute += row.size();
   std::size_t all = 0;
-  for (const std::vector<Action>& row : lowered(table).ranks) all += row.size();
+  for (const std::vector<Action>& row : schedule::lowered(table).ranks) all += row.size();
   return fmt::format("valid: {} ranks, {} stages, {} micro-batches, {} actions, {} with communication\n",
                      table.ranks.size(), table.stages, table.micro_batches, compute, all);
 }
@@ -166,24 +113,33 @@ std::vector<schedule::StageTimes> times_of(const config::ScheduleCommand& comman
 
 }  // namespace
 
+std::string read_schedule_file(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::string text{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+  if (!file.is_open() || file.bad()) {
+    throw Error(ExitCode::Usage, fmt::format("{}: cannot be read; expected the path of a schedule in CSV", path));
+  }
+  return text;
+}
+
 ExitCode print_schedule(const config::ScheduleCommand& command) {
   schedule::CsvTable read;
   const bool from_file = !command.file.empty();
-  if (from_file) {
-    try {
-      read = schedule::parse_csv(read_file(command.file));
-    } catch (const Error& error) {
-      const std::string what = error.what();
-      throw Error(error.code(), what.starts_with(command.file) ? what : fmt::format("{}: {}", command.file, what));
-    }
-  }
+  if (from_file) read = schedule::parse_csv_of(command.file, read_schedule_file(command.file));
   const std::vector<schedule::StageTimes> times = times_of(command, from_file ? read.schedule.stages : command.stages);
-  if (command.most_held > 0 && command.name != "auto") refuse("--most-held goes with --name auto only");
+  if (command.most_held > 0 && command.name != "auto" && !command.verify) {
+    refuse("--most-held goes with --name auto or --verify");
+  }
   std::optional<schedule::Automatic> automatic;
   if (command.name == "auto") automatic = made_for_times(command, times);
   const Schedule table = from_file ? read.schedule : automatic ? automatic->schedule : made(command);
   if (from_file || command.verify) {
-    require_valid(table, from_file ? &read : nullptr, from_file ? command.file : command.name);
+    schedule::require_valid(table, from_file ? &read : nullptr, from_file ? command.file : command.name);
+  }
+  if (command.verify && command.most_held > 0) {
+    if (const auto over = schedule::over_cap(table, command.most_held)) {
+      throw Error(ExitCode::Usage, fmt::format("{}: {}", from_file ? command.file : command.name, over->message));
+    }
   }
   std::string text;
   if (command.verify) text += counts(table);

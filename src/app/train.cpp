@@ -8,12 +8,11 @@
 
 #include "app.hpp"
 #include "costs.hpp"
+#include "train_report.hpp"
 #include "trainer/comm/shared_memory.hpp"
 #include "trainer/comm/topology.hpp"
 #include "trainer/observe/reporters.hpp"
-#include "trainer/observe/summary.hpp"
 #include "trainer/ops/matmul.hpp"
-#include "trainer/plan/cut.hpp"
 #include "trainer/runtime/agreement.hpp"
 #include "trainer/runtime/train.hpp"
 #include "trainer/runtime/worker.hpp"
@@ -23,53 +22,6 @@ namespace trainer::app {
 namespace {
 
 using observe::human_bytes;
-using observe::human_count;
-
-// The partition as people read it: a row a rank.
-std::string partition_table(const runtime::RunPlan& plan, int threads, std::size_t data_bytes) {
-  std::vector<std::vector<std::string>> rows;
-  for (std::int64_t rank = 0; rank < plan.mesh.size(); ++rank) {
-    const plan::Coordinates at = plan.mesh.coordinates(rank);
-    const StageId stage(at.pipeline);
-    const plan::LocalGraph local = plan::shard(plan.graph, plan.mesh.tensor, at.tensor);
-    double flops = 0;
-    const Range nodes = plan.nodes(stage);
-    for (std::int64_t i = nodes.begin; i < nodes.end; ++i) {
-      model::Node node = plan.graph.nodes[static_cast<std::size_t>(i)];
-      node.op = local.nodes[static_cast<std::size_t>(i)].op;
-      const model::NodeCost cost = model::cost(node, plan.graph);
-      flops += cost.forward + cost.backward_input + cost.backward_weight;
-    }
-    flops *= static_cast<double>(plan.config.training.batch_size / plan.mesh.data);
-    const runtime::MemoryPrediction memory = runtime::predict_memory(plan, rank, threads, data_bytes);
-    const runtime::ParameterLayout parameters = runtime::lay_out_parameters(plan, local, at);
-    double elements = 0;
-    for (const runtime::HeldParameter& held : parameters.held) elements += static_cast<double>(held.elements);
-    rows.push_back({fmt::to_string(rank), fmt::to_string(at.pipeline), fmt::to_string(at.data),
-                    fmt::to_string(at.tensor), plan::describe_stage(plan.graph, nodes), human_count(elements),
-                    human_count(flops), human_bytes(static_cast<double>(memory.activations)),
-                    human_bytes(static_cast<double>(memory.total()))});
-  }
-  return observe::format_table(
-      {"rank", "stage", "replica", "tensor", "layers", "parameters", "FLOPs a step", "activations", "peak memory"},
-      rows);
-}
-
-std::string summary(const runtime::RunPlan& plan) {
-  const config::Config& c = plan.config;
-  std::vector<schedule::StageTimes> times;
-  for (std::int64_t s = 0; s < plan.stages(); ++s) {
-    times.push_back(plan::flops_of(plan.graph, plan.nodes(StageId(s))));
-  }
-  const double bubble = schedule::simulate(plan.training, times).bubble();
-  return fmt::format(
-      "model: {} parameters, {} units, {} FLOPs a step\n"
-      "mesh: data {} × pipeline {} × tensor {} = {} ranks; {} micro-batches of {} samples a replica\n"
-      "schedule: {}, predicted bubble {:.1f}%\n",
-      human_count(static_cast<double>(model::parameter_elements(plan.graph))), plan.graph.units.size(),
-      human_count(runtime::step_flops(plan)), plan.mesh.data, plan.mesh.pipeline, plan.mesh.tensor, plan.mesh.size(),
-      c.training.micro_batches, plan.micro_batch_samples, config::name_of(c.parallel.schedule), 100.0 * bubble);
-}
 
 std::unique_ptr<Observer> make_observers(const config::Config& config, std::int64_t resumed_step) {
   // Progress comes last: the others tell their warnings to it.
@@ -85,94 +37,6 @@ std::unique_ptr<Observer> make_observers(const config::Config& config, std::int6
   }
   all.push_back(std::move(progress));
   return observe::make_fan_out(std::move(all));
-}
-
-// What the schedule allows with the stages' own times; nothing without a pipeline or after a single step.
-std::optional<schedule::Timing> simulated_pass(const runtime::RunPlan& plan, const runtime::TrainResult& result) {
-  if (plan.stages() == 1 || result.passes.empty()) return std::nullopt;
-  std::vector<schedule::StageTimes> times;
-  for (std::int64_t s = 0; s < plan.stages(); ++s) {
-    const std::int64_t rank = plan.mesh.rank({.data = 0, .pipeline = s, .tensor = 0});
-    times.push_back(result.passes[static_cast<std::size_t>(rank)].compute);
-  }
-  return schedule::simulate(plan.training, times);
-}
-
-std::string pipeline_report(const runtime::RunPlan& plan, const runtime::TrainResult& result,
-                            const schedule::Timing& simulated) {
-  double whole = 0;
-  std::string stages;
-  for (std::int64_t s = 0; s < plan.stages(); ++s) {
-    const std::int64_t rank = plan.mesh.rank({.data = 0, .pipeline = s, .tensor = 0});
-    const runtime::RankPass& pass = result.passes[static_cast<std::size_t>(rank)];
-    whole = std::max(whole, pass.whole);
-    stages += fmt::format("{}{:.1f} + {:.1f}", s == 0 ? "" : ", ", 1e3 * pass.compute.forward,
-                          1e3 * (pass.compute.backward_input + pass.compute.backward_weight));
-  }
-  return fmt::format(
-      "pipeline: {:.1f} ms a step, {:.1f} by the simulator from the stages' own times (bubble {:.1f}%); forward + "
-      "backward of a micro-batch, stage by stage: {} ms\n",
-      1e3 * whole, 1e3 * simulated.step, 100.0 * simulated.bubble(), stages);
-}
-
-// The run's facts for scripts, in DIRECTORY/summary.json beside the checkpoints where there are any.
-void write_summary(const runtime::RunPlan& plan, const runtime::TrainResult& result,
-                   const std::optional<schedule::Timing>& simulated) {
-  const std::string& checkpoints = plan.config.checkpoint.directory;
-  const std::string& directory = checkpoints.empty() ? plan.config.logging.directory : checkpoints;
-  if (directory.empty()) return;
-  observe::RunSummary facts;
-  facts.first_step = result.first_step;
-  facts.last_step = result.last_step;
-  facts.loss = result.loss;
-  facts.validation_loss = result.validation_loss;
-  facts.accuracy = result.accuracy;
-  facts.seconds = result.seconds;
-  facts.exit_code = static_cast<int>(result.code);
-  for (std::size_t r = 0; r < result.memory.size(); ++r) {
-    const runtime::RankMemory& memory = result.memory[r];
-    facts.memory.push_back({static_cast<int>(r), memory.predicted, memory.measured, memory.live_set, memory.process});
-  }
-  for (std::size_t r = 0; r < result.passes.size(); ++r) {
-    const auto& [compute, whole] = result.passes[r];
-    facts.passes.push_back(
-        {static_cast<int>(r), compute.forward, compute.backward_input, compute.backward_weight, whole});
-  }
-  if (simulated) facts.simulated_pass = simulated->step;
-  try {
-    storage::real_file_system().write_text(directory + "/summary.json", observe::to_json(facts));
-  } catch (const Error& error) {
-    note(fmt::format("warning: {}\n", error.what()));
-  }
-}
-
-// The run's facts for people, on stdout, and for scripts.
-void report(const runtime::RunPlan& plan, const runtime::TrainResult& result) {
-  const auto steps = static_cast<double>(result.last_step - result.first_step + 1);
-  if (steps == 0) {
-    print(fmt::format("nothing left to train: {} is at step {} already\n", result.checkpoint, result.last_step));
-    return;
-  }
-  std::string text = fmt::format("trained {} steps in {}, loss {:.6g}", result.last_step - result.first_step + 1,
-                                 observe::human_duration(result.seconds), result.loss);
-  if (result.validation_loss) text += fmt::format(", validation loss {:.6g}", *result.validation_loss);
-  if (result.accuracy) text += fmt::format(", accuracy {:.2f}%", 100.0 * *result.accuracy);
-  std::vector<std::vector<std::string>> rows;
-  for (std::size_t r = 0; r < result.memory.size(); ++r) {
-    const auto& waits = result.waits[r];
-    const auto per_step = [&](double seconds) { return fmt::format("{:.1f}", 1e3 * seconds / std::max(1.0, steps)); };
-    rows.push_back({fmt::to_string(r), plan::to_string(plan.mesh.coordinates(static_cast<std::int64_t>(r))),
-                    human_bytes(result.memory[r].predicted), human_bytes(result.memory[r].measured),
-                    per_step(waits.receive), per_step(waits.send), per_step(waits.tensor), per_step(waits.gradients)});
-  }
-  print(fmt::format("{}\n{}", text,
-                    observe::format_table({"rank", "place", "memory since start: predicted", "measured",
-                                           "wait ms/step: receive", "send", "tensor", "gradients"},
-                                          rows)));
-  const std::optional<schedule::Timing> simulated = simulated_pass(plan, result);
-  if (simulated) print(pipeline_report(plan, result, *simulated));
-  if (!result.checkpoint.empty()) print(fmt::format("checkpoint: {}\n", result.checkpoint));
-  write_summary(plan, result, simulated);
 }
 
 // Ranks to plan for without starting them: --ranks, or what the written mesh multiplies to.

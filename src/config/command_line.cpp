@@ -181,7 +181,8 @@ CLI::App* add_schedule(CLI::App& app, Texts& t) {
   add_text(s, "--ranks", t.ranks, "Pipeline ranks; left out: the schedule's natural share of the stages", "N");
   add_text(s, "--micro-batches", t.micro_batches, "Micro-batches of a step", "N");
   add_text(s, "--group", t.group, "interleaved: micro-batches a stage takes in turn (default: ranks)", "N");
-  add_text(s, "--most-held", t.most_held, "auto: micro-batches of a stage that a rank may hold (default: any)", "N");
+  add_text(s, "--most-held", t.most_held,
+           "(stage, micro-batch) pairs that a rank may hold: for auto and --verify (default: any)", "N");
   s->add_flag("--split-backward", t.split_backward, "I and W in place of B where the schedule leaves it open");
   s->add_flag("--verify", t.verify, "Prove that it can run with finite buffers, or show why not");
   s->add_flag("--draw", t.draw, "Draw it over time");
@@ -381,8 +382,7 @@ Command schedule_command(const CLI::App& app, const Texts& t) {
     require(app, "--stages", t.stages, "4");
     require(app, "--micro-batches", t.micro_batches, "8");
   } else {
-    for (const char* option :
-         {"--name", "--stages", "--ranks", "--micro-batches", "--group", "--most-held", "--split-backward"}) {
+    for (const char* option : {"--name", "--stages", "--ranks", "--micro-batches", "--group", "--split-backward"}) {
       if (app.count(option) == 0) continue;
       throw Misuse{"schedule", fmt::format("{} does not go with --file: the file says it", option)};
     }

@@ -29,6 +29,7 @@ struct Completion {
   void sequence();
   void duration();
   void batch();
+  void pipeline();
   void others();
 
   bool reads_tokens() const;
@@ -225,30 +226,63 @@ void Completion::batch() {
                                  t.batch_size, product, lower, below + pieces * size));
 }
 
-void Completion::others() {
-  const Optimizer& optimizer = config.optimizer;
-  if (optimizer.nesterov && optimizer.momentum == 0) {
-    origin.fail({"optimizer.nesterov", "optimizer.momentum"},
-                "optimizer.nesterov is true, but optimizer.momentum is 0; for example \"momentum\": 0.9");
-  }
+// How many stages a rank has, and what the schedules want.
+void Completion::pipeline() {
   const Parallel& parallel = config.parallel;
-  const auto stages = static_cast<std::int64_t>(parallel.partition_units.size());
-  if (stages > 0 && parallel.pipeline > 0 && stages != parallel.pipeline) {
-    origin.fail({"parallel.partition", "parallel.pipeline"},
-                fmt::format("parallel.partition lists the units of {} stages, but parallel.pipeline is {}; expected "
-                            "one number a stage",
-                            stages, parallel.pipeline));
+  const std::string schedule = name_of(parallel.schedule);
+  const bool file = parallel.schedule == ScheduleName::File;
+  if (file == parallel.schedule_file.empty()) {
+    origin.fail({"parallel.schedule_file", "parallel.schedule"},
+                file ? "parallel.schedule is \"file\", but parallel.schedule_file is missing; for example "
+                       "\"schedule_file\": \"schedule.csv\" (trainer schedule prints such files)"
+                     : fmt::format("parallel.schedule_file is \"{}\", but parallel.schedule is \"{}\"; expected "
+                                   "\"file\", or no schedule_file",
+                                   parallel.schedule_file, schedule));
   }
-  if (parallel.schedule == ScheduleName::ZeroBubbleH1 && !parallel.split_backward) {
+  const bool one = parallel.schedule == ScheduleName::GPipe || parallel.schedule == ScheduleName::OneFOneB ||
+                   parallel.schedule == ScheduleName::ZeroBubbleH1 || parallel.schedule == ScheduleName::ZeroBubbleH2;
+  const bool two = parallel.schedule == ScheduleName::ZeroBubbleV || parallel.schedule == ScheduleName::DualPipeV;
+  if ((one && parallel.chunks > 1) || (two && parallel.chunks != 0 && parallel.chunks != 2)) {
+    origin.fail({"parallel.chunks", "parallel.schedule"},
+                fmt::format("parallel.chunks is {}, but parallel.schedule \"{}\" has {} a rank; expected {}, or the "
+                            "schedule \"interleaved\" or \"auto\"",
+                            parallel.chunks, schedule, one ? "one stage" : "two stages", one ? 1 : 2));
+  }
+  if (parallel.micro_batch_group > 0 && parallel.schedule != ScheduleName::Interleaved) {
+    origin.fail({"parallel.micro_batch_group", "parallel.schedule"},
+                fmt::format("parallel.micro_batch_group is {}, but parallel.schedule is \"{}\"; expected "
+                            "\"interleaved\", or no micro_batch_group",
+                            parallel.micro_batch_group, schedule));
+  }
+  const bool splits =
+      parallel.schedule == ScheduleName::ZeroBubbleH1 || parallel.schedule == ScheduleName::ZeroBubbleH2 || two;
+  if (splits && !parallel.split_backward) {
+    origin.fail({"parallel.split_backward", "parallel.schedule"},
+                fmt::format("parallel.split_backward is false, but parallel.schedule is \"{}\", which fills gaps with "
+                            "the second half of the backward; expected true, or another schedule",
+                            schedule));
+  }
+  const auto stages = static_cast<std::int64_t>(parallel.partition_units.size());
+  const std::int64_t chunks = stages_a_rank(parallel);
+  if (stages > 0 && parallel.pipeline > 0 && chunks > 0 && stages != parallel.pipeline * chunks) {
     origin.fail(
-        {"parallel.split_backward", "parallel.schedule"},
-        "parallel.split_backward is false, but parallel.schedule is \"zb-h1\", which fills gaps with the second "
-        "half of the backward; expected true, or another schedule");
+        {"parallel.partition", "parallel.pipeline"},
+        fmt::format("parallel.partition lists the units of {} stages, but parallel.pipeline is {}{}; expected "
+                    "one number a stage",
+                    stages, parallel.pipeline, chunks > 1 ? fmt::format(" and a rank has {} stages", chunks) : ""));
   }
   if (parallel.partition == PartitionRule::Profile && parallel.profile.empty()) {
     origin.fail({"parallel.partition", "parallel.profile"},
                 "parallel.partition is \"profile\", but parallel.profile names no file; give what `trainer profile` "
                 "has written, for example \"profile\": \"profile.json\", or take \"flops\"");
+  }
+}
+
+void Completion::others() {
+  const Optimizer& optimizer = config.optimizer;
+  if (optimizer.nesterov && optimizer.momentum == 0) {
+    origin.fail({"optimizer.nesterov", "optimizer.momentum"},
+                "optimizer.nesterov is true, but optimizer.momentum is 0; for example \"momentum\": 0.9");
   }
   const Checkpoint& checkpoint = config.checkpoint;
   if (checkpoint.every_steps > 0 && checkpoint.directory.empty()) {
@@ -269,6 +303,7 @@ void complete(Config& config, const Value& root, const Origin& origin) {
   completion.sequence();
   completion.duration();
   completion.batch();
+  completion.pipeline();
   completion.others();
 }
 

@@ -45,13 +45,14 @@ std::string text_of(const Axes& a) { return fmt::format("{} × {} × {}", a.data
 /// Whether the model allows the axes, as far as the configuration alone can say.
 bool fits(const Config& config, const Axes& axes) {
   const auto& units = config.parallel.partition_units;
-  if (!units.empty() && axes.pipeline != static_cast<std::int64_t>(units.size())) return false;
+  const std::int64_t chunks = std::max<std::int64_t>(1, stages_a_rank(config.parallel));
+  if (!units.empty() && axes.pipeline * chunks != static_cast<std::int64_t>(units.size())) return false;
   const Training& t = config.training;
   const std::int64_t pieces =
       std::max<std::int64_t>(1, t.micro_batches) * std::max<std::int64_t>(1, t.micro_batch_size);
   if (t.batch_size > 0 && t.batch_size % product(axes.data, pieces) != 0) return false;
   const auto* gpt = std::get_if<GptModel>(&config.model);
-  return !gpt || (gpt->num_heads % axes.tensor == 0 && axes.pipeline <= gpt->num_layers + 2);
+  return !gpt || (gpt->num_heads % axes.tensor == 0 && axes.pipeline * chunks <= gpt->num_layers + 2);
 }
 
 /// Few axes changed before many, small factors before large ones.
@@ -91,7 +92,9 @@ std::string suggestions(const Config& config, const Axes& wanted, std::int64_t r
 
 void resolve_axes(Config& config, std::int64_t ranks) {
   Parallel& p = config.parallel;
-  if (p.pipeline == 0) p.pipeline = static_cast<std::int64_t>(p.partition_units.size());
+  if (p.pipeline == 0) {
+    p.pipeline = static_cast<std::int64_t>(p.partition_units.size()) / std::max<std::int64_t>(1, stages_a_rank(p));
+  }
   const Axes wanted{p.data, p.pipeline, p.tensor};
   const auto given = [](std::int64_t size) { return std::max<std::int64_t>(1, size); };
   const std::int64_t known = product(given(p.data), product(given(p.pipeline), given(p.tensor)));
@@ -124,6 +127,7 @@ void resolve_axes(Config& config, std::int64_t ranks) {
   p.data = given(p.data);
   p.pipeline = given(p.pipeline);
   p.tensor = given(p.tensor);
+  p.chunks = stages_a_rank(p);
 }
 
 // ---- batch --------------------------------------------------------------------------------------------------------

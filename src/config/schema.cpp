@@ -145,8 +145,15 @@ Key<Optimizer> betas_key(const char* help) {
       });
 }
 
-const Names<ScheduleName> kSchedules = {
-    {"gpipe", ScheduleName::GPipe}, {"1f1b", ScheduleName::OneFOneB}, {"zb-h1", ScheduleName::ZeroBubbleH1}};
+const Names<ScheduleName> kSchedules = {{"gpipe", ScheduleName::GPipe},
+                                        {"1f1b", ScheduleName::OneFOneB},
+                                        {"zb-h1", ScheduleName::ZeroBubbleH1},
+                                        {"zb-h2", ScheduleName::ZeroBubbleH2},
+                                        {"interleaved", ScheduleName::Interleaved},
+                                        {"zb-v", ScheduleName::ZeroBubbleV},
+                                        {"dualpipe-v", ScheduleName::DualPipeV},
+                                        {"auto", ScheduleName::Automatic},
+                                        {"file", ScheduleName::File}};
 
 const Names<PartitionRule> kPartitions = {{"uniform", PartitionRule::Uniform},
                                           {"parameters", PartitionRule::Parameters},
@@ -197,6 +204,7 @@ const Rule kNotNegative{};
 const Rule kPositive{.open_low = true};
 const Rule kSeconds{.high = 1e9};
 const Rule kPasses{.high = 1e9};
+const Rule kMilliseconds{.high = 1e6};
 const Rule kRatio{.high = 1};  // [0, 1]
 
 // ---- the table ----------------------------------------------------------------------------------------------------
@@ -254,6 +262,10 @@ void add_layers(Schema& s) {
   add(Type::Tanh, "tanh", {});
   add(Type::Sigmoid, "sigmoid", {});
   add(Type::Dropout, "dropout", {key("probability", &L::probability, kProbability, "of dropping a feature", "0.1")});
+  add(Type::Delay, "delay",
+      {key("forward_ms", &L::forward_ms, kMilliseconds, "a micro-batch's forward sleeps so long; nothing is computed"),
+       key("backward_input_ms", &L::backward_input_ms, kMilliseconds, "the half of its backward that others wait for"),
+       key("backward_weight_ms", &L::backward_weight_ms, kMilliseconds, "the half that nobody waits for")});
   add(Type::Residual, "residual", {layers_key<L>("output = input + layers(input)")});
   add(Type::Flatten, "flatten", {});
 }
@@ -339,10 +351,13 @@ void add_the_rest(Schema& s) {
       {key("data", &P::data, 0, kMostParts, "replicas that share a batch; 0: follows"),
        key("pipeline", &P::pipeline, 0, kMostParts, "stages of the model; 0: follows"),
        key("tensor", &P::tensor, 0, kMostParts, "ranks that share a layer; 0: follows"),
-       key("schedule", &P::schedule, kSchedules, "order of a stage's work",
-           {"interleaved_1f1b", "interleaved", "zb_h2", "zb_v", "zb-h2", "zb-v", "v_half", "v_min", "dualpipe_v",
-            "dualpipe-v", "auto"}),
+       key("schedule", &P::schedule, kSchedules, "order of the stages' work; auto: made for their times",
+           {"v_half", "v_min", "v-half", "v-min"}),
        key("split_backward", &P::split_backward, "sends the input's gradient before it computes the weights'"),
+       key("chunks", &P::chunks, 0, kMostParts, "stages a rank; 0: 2 for interleaved, zb-v and dualpipe-v, else 1"),
+       key("micro_batch_group", &P::micro_batch_group, 0, kMostParts,
+           "interleaved: micro-batches that a chunk takes in turn; 0: as many as pipeline ranks"),
+       key("schedule_file", &P::schedule_file, "CSV of schedule file, as trainer schedule prints it"),
        partition_key("what stages balance, or the units of each stage; profile: measured times"),
        key("profile", &P::profile, "file of `trainer profile`, for partition \"profile\"; \"\": none")}};
   s.checkpoint = {"checkpoint",
@@ -430,7 +445,7 @@ const std::vector<SectionInfo>& sections() {
 }
 
 bool is_later_key(const std::string& path) {
-  static const std::vector<std::string> later = {"training.recompute", "parallel.chunks", "parallel.schedule_file"};
+  static const std::vector<std::string> later = {"training.recompute"};
   return std::find(later.begin(), later.end(), path) != later.end();
 }
 
@@ -446,6 +461,14 @@ const char* name_of(PartitionRule rule) {
     if (value == rule) return word;
   }
   return "list";
+}
+
+std::int64_t stages_a_rank(const Parallel& parallel) {
+  if (parallel.schedule == ScheduleName::File) return parallel.chunks;
+  if (parallel.chunks > 0) return parallel.chunks;
+  const bool two = parallel.schedule == ScheduleName::Interleaved || parallel.schedule == ScheduleName::ZeroBubbleV ||
+                   parallel.schedule == ScheduleName::DualPipeV;
+  return two ? 2 : 1;
 }
 
 std::string expectation(const Rule& rule) {

@@ -204,6 +204,8 @@ class Sequential {
         return b_.unary(name, x, UnaryKind::Sigmoid);
       case Type::Dropout:
         return b_.dropout(name, x, layer.probability);
+      case Type::Delay:
+        return delay(layer, name, x);
       case Type::Residual:
         return residual(layer, name, x);
       case Type::Flatten:
@@ -276,6 +278,12 @@ class Sequential {
     }
     if (y == x) usage(fmt::format("{}.layers: a residual block needs at least one layer that computes", layer.path));
     return b_.add(name, x, y);
+  }
+
+  ValueId delay(const LayerConfig& layer, const std::string& name, ValueId x) {
+    const Value in = b_.value(x);
+    const Delay op{in.features, layer.forward_ms, layer.backward_input_ms, layer.backward_weight_ms};
+    return b_.node(name, op, {x}, in.positions, in.features);
   }
 
   ValueId flatten(const std::string& name, ValueId x) {

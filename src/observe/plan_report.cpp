@@ -14,7 +14,7 @@ std::string share(double part, double whole) { return whole > 0 ? fmt::format("{
 
 std::string order_of(const PlanRow& row) {
   if (row.pipeline == 1) return "-";
-  return row.schedule + (row.split_backward || row.schedule == "zb-h1" ? "" : ", joint");
+  return row.schedule + (row.chunks > 1 ? fmt::format(" × {}", row.chunks) : "") + (row.split_backward ? "" : ", joint");
 }
 
 std::size_t shown(const PlanReport& report) {
@@ -72,6 +72,7 @@ std::string to_json(const PlanReport& report) {
                                {"micro_batch_size", row.samples},
                                {"schedule", row.schedule},
                                {"split_backward", row.split_backward},
+                               {"chunks", row.chunks},
                                {"partition", row.partition},
                                {"stages", row.stages},
                                {"recompute", row.recompute},

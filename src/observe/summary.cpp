@@ -23,6 +23,7 @@ std::string to_json(const RunSummary& summary) {
   json["passes"] = Json::array();
   for (const RunSummary::Pass& p : summary.passes) {
     json["passes"].push_back({{"rank", p.rank},
+                              {"stage", p.stage},
                               {"forward", p.forward},
                               {"backward_input", p.backward_input},
                               {"backward_weight", p.backward_weight},

@@ -27,6 +27,7 @@ std::unique_ptr<Operator> make_layer_norm(const model::LayerNorm& layer, const S
 std::unique_ptr<Operator> make_attention(const model::Attention& layer, const Site& site);
 std::unique_ptr<Operator> make_unary(const model::Unary& layer, const Site& site);
 std::unique_ptr<Operator> make_dropout(const model::Dropout& layer, const Site& site);
+std::unique_ptr<Operator> make_delay(const model::Delay& layer, const Site& site);
 std::unique_ptr<Operator> make_add(const model::Add& layer, const Site& site);
 std::unique_ptr<Operator> make_flatten(const model::Flatten& layer, const Site& site);
 

@@ -20,6 +20,7 @@ struct Maker {
   Made operator()(const model::Attention& layer) const { return make_attention(layer, site); }
   Made operator()(const model::Unary& layer) const { return make_unary(layer, site); }
   Made operator()(const model::Dropout& layer) const { return make_dropout(layer, site); }
+  Made operator()(const model::Delay& layer) const { return make_delay(layer, site); }
   Made operator()(const model::Add& layer) const { return make_add(layer, site); }
   Made operator()(const model::Flatten& layer) const { return make_flatten(layer, site); }
   Made operator()(const model::CrossEntropy&) const { return refuse(); }

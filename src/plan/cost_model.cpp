@@ -37,6 +37,9 @@ struct OpText {
   std::string operator()(const model::Dropout& op) const { return fmt::format("dropout({})", op.features); }
   std::string operator()(const model::Add& op) const { return fmt::format("add({})", op.features); }
   std::string operator()(const model::Flatten& op) const { return fmt::format("flatten({})", op.features); }
+  std::string operator()(const model::Delay& op) const {
+    return fmt::format("delay({},{},{})", op.forward_ms, op.backward_input_ms, op.backward_weight_ms);
+  }
   std::string operator()(const model::CrossEntropy& op) const { return fmt::format("cross_entropy({})", op.classes); }
   std::string operator()(const model::MeanSquaredError& op) const { return fmt::format("mse({})", op.features); }
 };
@@ -76,6 +79,10 @@ class Estimator {
       const double width = static_cast<double>(attention->heads * attention->head_size);
       seconds.forward = 4 * shape.rows * (t + 1) / 2 * width / (rate_ * kAttentionEfficiency);
       seconds.backward_input = 2.5 * seconds.forward;  // two products more, and the scores again
+    } else if (const auto* delay = std::get_if<model::Delay>(&node.op)) {
+      seconds.forward = 1e-3 * delay->forward_ms;
+      seconds.backward_input = 1e-3 * delay->backward_input_ms;
+      seconds.backward_weight = 1e-3 * delay->backward_weight_ms;
     } else {
       const double pass = sizeof(float) * shape.rows * (shape.in + shape.out) / bandwidth();
       seconds.forward = pass;

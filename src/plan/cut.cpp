@@ -13,6 +13,9 @@ namespace trainer::plan {
 
 namespace {
 
+// A millisecond of a "delay" layer weighs as much, so that "flops" can cut models of such layers; a core's rate.
+constexpr double kDelayFlops = 1e8;
+
 constexpr double kNever = std::numeric_limits<double>::infinity();
 
 double combine(double a, double b, bool largest) { return largest ? std::max(a, b) : a + b; }
@@ -192,14 +195,19 @@ std::size_t unit_of(const std::vector<model::Unit>& units, std::int64_t node) {
   return i;
 }
 
-void require_enough_units(const model::Graph& graph, std::int64_t stages) {
+void require_enough_units(const model::Graph& graph, const schedule::Schedule& table) {
+  const std::int64_t stages = table.stages;
   const auto units = static_cast<std::int64_t>(graph.units.size());
   if (stages > units) {
     throw Error(
         ExitCode::Usage,
-        fmt::format("parallel.pipeline: {} stages, but the model has only {} units to cut between ({} … {}); use "
+        fmt::format("parallel.pipeline: {} stages{}, but the model has only {} units to cut between ({} … {}); use "
                     "at most {}",
-                    stages, units, graph.units.front().name, graph.units.back().name, units));
+                    stages,
+                    table.ranks.size() == static_cast<std::size_t>(stages)
+                        ? ""
+                        : fmt::format(" on {} ranks", table.ranks.size()),
+                    units, graph.units.front().name, graph.units.back().name, units));
   }
 }
 
@@ -222,7 +230,7 @@ std::vector<Range> cut_stages(const model::Graph& graph, const config::Parallel&
                               const schedule::Schedule& table) {
   const auto units = static_cast<std::int64_t>(graph.units.size());
   const std::int64_t stages = table.stages;
-  require_enough_units(graph, stages);
+  require_enough_units(graph, table);
   switch (parallel.partition) {
     case config::PartitionRule::Written:
       return nodes_of(graph.units, written_cut(graph, parallel.partition_units, stages));
@@ -245,7 +253,7 @@ std::vector<Range> cut_stages(const model::Graph& graph, const config::Parallel&
 }
 
 std::vector<Range> cut_by_costs(const model::Graph& graph, const schedule::Schedule& table, const StageCosts& costs) {
-  require_enough_units(graph, table.stages);
+  require_enough_units(graph, table);
   std::vector<double> sums;
   for (const PassSeconds& piece : costs.pieces->pieces()) sums.push_back(piece.forward + piece.backward);
   const auto times_of = [&](const std::vector<Range>& cut) {
@@ -274,6 +282,11 @@ schedule::StageTimes flops_of(const model::Graph& graph, Range nodes) {
     times.forward += cost.forward;
     times.backward_input += cost.backward_input;
     times.backward_weight += cost.backward_weight;
+    if (const auto* delay = std::get_if<model::Delay>(&graph.nodes[static_cast<std::size_t>(i)].op)) {
+      times.forward += kDelayFlops * delay->forward_ms;
+      times.backward_input += kDelayFlops * delay->backward_input_ms;
+      times.backward_weight += kDelayFlops * delay->backward_weight_ms;
+    }
   }
   return times;
 }

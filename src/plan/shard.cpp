@@ -75,7 +75,8 @@ class Sharder {
                                   ranks_, node(next).name, attention->total_heads, attention->total_heads));
         }
         pair.between.push_back(next);
-      } else if (std::holds_alternative<model::Unary>(op) || std::holds_alternative<model::Dropout>(op)) {
+      } else if (std::holds_alternative<model::Unary>(op) || std::holds_alternative<model::Dropout>(op) ||
+                 std::holds_alternative<model::Delay>(op)) {
         pair.between.push_back(next);
       } else if (const auto* row = std::get_if<model::Linear>(&op)) {
         if (row->in < ranks_) return {};
@@ -147,6 +148,7 @@ class Sharder {
 
   void shard_elementwise(std::int64_t i, Range features) {
     if (auto* unary = std::get_if<model::Unary>(&local(i).op)) unary->features = features.size();
+    if (auto* delay = std::get_if<model::Delay>(&local(i).op)) delay->features = features.size();
     if (auto* dropout = std::get_if<model::Dropout>(&local(i).op)) {
       dropout->features = features.size();
       dropout->feature_begin = features.begin;

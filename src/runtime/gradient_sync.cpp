@@ -15,16 +15,15 @@ struct BucketRange {
   std::size_t begin = 0, end = 0;  // elements of the gradient memory
 };
 
-// Whole nodes from the last to the first, closed at kBucketElements.
-std::vector<BucketRange> bucket_ranges(const ParameterLayout& parameters, std::int64_t first_node) {
+// Whole nodes from the end of the memory to its begin, closed at kBucketElements.
+std::vector<BucketRange> bucket_ranges(const ParameterLayout& parameters) {
   std::vector<BucketRange> buckets;
   std::size_t end = parameters.gradient_elements;
-  for (std::size_t i = parameters.of_node.size(); i-- > 0;) {
-    if (parameters.of_node[i].empty()) continue;
-    const std::size_t begin = parameters.of_node[i].front().gradient;
+  for (auto node = parameters.gradient_order.rbegin(); node != parameters.gradient_order.rend(); ++node) {
+    const std::size_t begin = parameters.of_node[node->index()].front().gradient;
     const bool last = begin == 0;
     if (static_cast<std::int64_t>(end - begin) >= kBucketElements || last) {
-      buckets.push_back({NodeId(first_node + static_cast<std::int64_t>(i)), begin, end});
+      buckets.push_back({*node, begin, end});
       end = begin;
     }
   }
@@ -46,13 +45,13 @@ int tied_uses_before(const RunPlan& plan, ParameterId parameter) {
 GradientSync::GradientSync(const RunPlan& plan, const plan::Coordinates& at, Parameters& parameters, ThreadPool& pool,
                            comm::Communicator& data, comm::Communicator& pipeline)
     : parameters_(parameters), pool_(pool), replicas_(data.size()), terms_(static_cast<std::size_t>(data.size())) {
-  if (replicas_ > 1) make_buckets(data, plan.nodes(StageId(at.pipeline)));
+  if (replicas_ > 1) make_buckets(data);
   make_tied(plan, at, pipeline);
 }
 
-void GradientSync::make_buckets(comm::Communicator& data, Range nodes) {
+void GradientSync::make_buckets(comm::Communicator& data) {
   const ParameterLayout& layout = parameters_.layout();
-  for (const BucketRange& range : bucket_ranges(layout, nodes.begin)) {
+  for (const BucketRange& range : bucket_ranges(layout)) {
     Bucket bucket;
     bucket.first_node = range.first_node;
     if (parameters_.shared() == nullptr) {
@@ -86,11 +85,10 @@ void GradientSync::make_tied(const RunPlan& plan, const plan::Coordinates& at, c
 GradientSync::Tied GradientSync::make_tied_piece(const RunPlan& plan, const plan::Coordinates& at,
                                                  comm::Communicator& pipeline, const HeldParameter& held,
                                                  const Piece& piece) {
-  const StageId stage(at.pipeline);
   const auto& uses = plan.uses(held.id);
   const int first_tag = kTiedTagBase + tied_uses_before(plan, held.id);
-  std::set<StageId> holders;
-  for (const ParameterUse& use : uses) holders.insert(use.stage);
+  std::set<std::int64_t> holders;  // pipeline ranks
+  for (const ParameterUse& use : uses) holders.insert(plan.rank_of(use.stage));
   Tied tied;
   tied.elements = piece.box.elements();
   tied.sum = parameters_.gradients() + held.gradients.front() + piece.begin;
@@ -99,16 +97,18 @@ GradientSync::Tied GradientSync::make_tied_piece(const RunPlan& plan, const plan
   for (std::size_t u = 0; u < uses.size(); ++u) {
     const int tag = first_tag + static_cast<int>(u);
     TiedUse use;
-    use.world_peer = static_cast<int>(plan.mesh.rank({at.data, uses[u].stage.value, at.tensor}));
-    if (uses[u].stage == stage) {
+    const std::int64_t holder = plan.rank_of(uses[u].stage);
+    use.world_peer = static_cast<int>(plan.mesh.rank({at.data, holder, at.tensor}));
+    if (holder == at.pipeline) {
       use.gradient = parameters_.gradients() + held.gradients[local_use++] + piece.begin;
-      for (const StageId holder : holders) {
-        if (holder != stage) use.sends.push_back(pipeline.make_send(use.gradient, bytes, holder.value, tag));
+      for (const std::int64_t other : holders) {
+        if (other == at.pipeline) continue;
+        use.sends.push_back(pipeline.make_send(use.gradient, bytes, static_cast<int>(other), tag));
       }
     } else {
       use.received = Buffer(bytes);
       use.gradient = use.received.f32();
-      use.receive = pipeline.make_receive(use.gradient, bytes, uses[u].stage.value, tag);
+      use.receive = pipeline.make_receive(use.gradient, bytes, static_cast<int>(holder), tag);
     }
     tied.uses.push_back(std::move(use));
   }
@@ -204,10 +204,9 @@ void GradientSync::finish_update() {
 }
 
 GradientMemory gradient_memory(const RunPlan& plan, const ParameterLayout& parameters, const plan::Coordinates& at) {
-  const StageId stage(at.pipeline);
   GradientMemory memory;
   if (plan.mesh.data > 1 && !parameters.shared) {
-    for (const BucketRange& range : bucket_ranges(parameters, plan.nodes(stage).begin)) {
+    for (const BucketRange& range : bucket_ranges(parameters)) {
       memory.own += comm::Communicator::all_reduce_extra_bytes(static_cast<std::int64_t>(range.end - range.begin),
                                                                static_cast<int>(plan.mesh.data));
     }
@@ -219,8 +218,8 @@ GradientMemory gradient_memory(const RunPlan& plan, const ParameterLayout& param
     memory.neighbours += neighbours * held.gradients.size() * static_cast<std::size_t>(duty) * sizeof(float);
     const auto& uses = plan.uses(held.id);
     if (uses.size() < 2) continue;
-    const auto remote =
-        std::count_if(uses.begin(), uses.end(), [stage](const ParameterUse& use) { return use.stage != stage; });
+    const auto remote = std::count_if(uses.begin(), uses.end(),
+                                      [&](const auto& use) { return plan.rank_of(use.stage) != at.pipeline; });
     memory.own += static_cast<std::size_t>(remote) * sizeof(float) *
                   static_cast<std::size_t>(parameters.shared ? duty : held.elements);
   }

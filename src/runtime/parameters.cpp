@@ -72,17 +72,48 @@ std::vector<Piece> share_of(const std::vector<Box>& boxes, std::int64_t replicas
 
 }  // namespace
 
+namespace {
+
+// The stages of a rank, that whose weight gradients are complete last in front.
+std::vector<StageId> stages_by_completion(const RunPlan& plan, std::int64_t pipeline_rank) {
+  std::vector<StageId> order;
+  const auto& row = plan.training.ranks[static_cast<std::size_t>(pipeline_rank)];
+  for (auto action = row.rbegin(); action != row.rend(); ++action) {
+    const bool weights =
+        action->kind == schedule::ActionKind::Backward || action->kind == schedule::ActionKind::BackwardWeight;
+    if (!weights || std::find(order.begin(), order.end(), action->stage) != order.end()) continue;
+    order.push_back(action->stage);
+    if (order.size() == plan.stages_of(pipeline_rank).size()) break;
+  }
+  return order;
+}
+
+// A buffer a use, node by node.
+void place_gradients(const RunPlan& plan, Range nodes, const std::vector<std::int64_t>& held_index,
+                     ParameterLayout& layout) {
+  for (std::int64_t i = nodes.begin; i < nodes.end; ++i) {
+    const auto& parameters = plan.graph.nodes[static_cast<std::size_t>(i)].parameters;
+    for (const ParameterId id : parameters) {
+      const HeldParameter& held = layout.held[static_cast<std::size_t>(held_index[id.index()])];
+      layout.of_node[static_cast<std::size_t>(i)].push_back({held.weight, layout.gradient_elements, held.elements});
+      layout.gradient_elements += align_elements(static_cast<std::size_t>(held.elements));
+    }
+    if (!parameters.empty()) layout.gradient_order.push_back(NodeId(i));
+  }
+}
+
+}  // namespace
+
 ParameterLayout lay_out_parameters(const RunPlan& plan, const plan::LocalGraph& local, const plan::Coordinates& at) {
-  const StageId stage(at.pipeline);
-  const Range nodes = plan.nodes(stage);
   ParameterLayout layout;
   layout.shared = plan.mesh.data > 1 && on_one_node(plan, at).data;
+  layout.of_node.resize(plan.graph.nodes.size());
+  const auto here = [&](const ParameterUse& use) { return plan.rank_of(use.stage) == at.pipeline; };
   std::vector<std::int64_t> held_index(plan.graph.parameters.size(), -1);
   for (std::size_t p = 0; p < plan.graph.parameters.size(); ++p) {
     const ParameterId id(static_cast<std::int64_t>(p));
     const auto& uses = plan.uses(id);
-    if (std::none_of(uses.begin(), uses.end(), [stage](const ParameterUse& use) { return use.stage == stage; }))
-      continue;
+    if (std::none_of(uses.begin(), uses.end(), here)) continue;
     HeldParameter held;
     held.id = id;
     held.boxes = local.parameters[p].boxes;
@@ -94,20 +125,20 @@ ParameterLayout lay_out_parameters(const RunPlan& plan, const plan::LocalGraph& 
       layout.state_elements += align_elements(static_cast<std::size_t>(piece.box.elements()));
     }
     held.decay = plan.graph.parameters[p].decay;
-    held.counted = uses.front().stage == stage && (local.parameters[p].sharded || at.tensor == 0);
+    held.counted = here(uses.front()) && (local.parameters[p].sharded || at.tensor == 0);
     layout.weight_elements += align_elements(static_cast<std::size_t>(held.elements));
     held_index[p] = static_cast<std::int64_t>(layout.held.size());
     layout.held.push_back(std::move(held));
   }
-  for (std::int64_t i = nodes.begin; i < nodes.end; ++i) {
-    std::vector<ParameterLayout::Use> uses;
-    for (const ParameterId id : plan.graph.nodes[static_cast<std::size_t>(i)].parameters) {
+  for (const StageId stage : stages_by_completion(plan, at.pipeline)) {
+    place_gradients(plan, plan.nodes(stage), held_index, layout);
+  }
+  for (std::size_t i = 0; i < layout.of_node.size(); ++i) {
+    for (std::size_t k = 0; k < layout.of_node[i].size(); ++k) {
+      const ParameterId id = plan.graph.nodes[i].parameters[k];
       HeldParameter& held = layout.held[static_cast<std::size_t>(held_index[id.index()])];
-      held.gradients.push_back(layout.gradient_elements);
-      uses.push_back({held.weight, layout.gradient_elements, held.elements});
-      layout.gradient_elements += align_elements(static_cast<std::size_t>(held.elements));
+      held.gradients.push_back(layout.of_node[i][k].gradient);
     }
-    layout.of_node.push_back(std::move(uses));
   }
   return layout;
 }

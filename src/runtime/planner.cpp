@@ -26,6 +26,7 @@ struct Candidate {
   LayoutSize size;
   config::ScheduleName schedule = config::ScheduleName::OneFOneB;
   bool split_backward = false;
+  std::int64_t chunks = 1;
   config::PartitionRule cut = config::PartitionRule::Flops;
   double bound = 0;  // seconds that a step takes at least
 };
@@ -33,13 +34,17 @@ struct Candidate {
 struct Order {
   config::ScheduleName schedule;
   bool split_backward;
+  std::int64_t chunks = 1;
 };
-// Of more than one stage. Where the table of one is another's, both stay: they are what people ask for by name.
-constexpr Order kOrders[] = {{config::ScheduleName::OneFOneB, true},
-                             {config::ScheduleName::OneFOneB, false},
-                             {config::ScheduleName::ZeroBubbleH1, true},
-                             {config::ScheduleName::GPipe, true},
-                             {config::ScheduleName::GPipe, false}};
+// Of more than one pipeline rank. Where the table of one is another's, both stay: they are what people ask for by name.
+using Name = config::ScheduleName;
+constexpr Order kOrders[] = {
+    {Name::OneFOneB, true},       {Name::OneFOneB, false},       {Name::ZeroBubbleH1, true},
+    {Name::ZeroBubbleH2, true},   {Name::Automatic, true},       {Name::GPipe, true},
+    {Name::GPipe, false},         {Name::Interleaved, true, 2},  {Name::Interleaved, true, 4},
+    {Name::ZeroBubbleV, true, 2}, {Name::DualPipeV, true, 2},    {Name::Automatic, true, 2}};
+// What a long table of these takes to make is more than what it may save.
+constexpr std::int64_t kMostOfAutomatic = 4096;  // forwards
 
 class Planner {
  public:
@@ -66,7 +71,7 @@ class Planner {
     const double bound = lower_bound(size);
     const config::PartitionRule best = has_profile() ? config::PartitionRule::Profile : config::PartitionRule::Flops;
     if (size.pipeline == 1) {
-      to.push_back({size, config::ScheduleName::OneFOneB, true, config::PartitionRule::Flops, bound});
+      to.push_back({size, config::ScheduleName::OneFOneB, true, 1, config::PartitionRule::Flops, bound});
       return;
     }
     std::vector<config::PartitionRule> cuts = {best};
@@ -77,7 +82,14 @@ class Planner {
       }
     }
     for (const Order& order : kOrders) {
-      for (const auto cut : cuts) to.push_back({size, order.schedule, order.split_backward, cut, bound});
+      if (size.pipeline * order.chunks > std::ssize(graph_.units)) continue;
+      const bool automatic = order.schedule == Name::Automatic;
+      if (automatic && size.pipeline * order.chunks * size.micro_batches > kMostOfAutomatic) continue;
+      for (const auto cut : cuts) {
+        // Other cuts than the best are for comparing with schedules that people know.
+        if (cut != best && (automatic || order.chunks > 1)) continue;
+        to.push_back({size, order.schedule, order.split_backward, order.chunks, cut, bound});
+      }
     }
   }
 
@@ -140,9 +152,12 @@ class Planner {
     config.parallel.tensor = candidate.size.tensor;
     config.parallel.schedule = candidate.schedule;
     config.parallel.split_backward = candidate.split_backward;
+    config.parallel.chunks = candidate.chunks;
     config.parallel.partition = candidate.cut;
     config.parallel.partition_units.clear();
-    if (candidate.cut != config::PartitionRule::Profile) config.parallel.profile.clear();
+    const bool by_profile =
+        candidate.cut == config::PartitionRule::Profile || candidate.schedule == config::ScheduleName::Automatic;
+    if (!by_profile) config.parallel.profile.clear();
     config.training.micro_batches = candidate.size.micro_batches;
     config.training.micro_batch_size = candidate.size.samples;
     return config;
@@ -177,8 +192,8 @@ class Planner {
       if (error.code() != ExitCode::Usage) throw;
       return rejections_.add(error.what(), plan::to_string(candidate.size));
     }
-    std::string key = fmt::format("{} {} {} {}", plan::to_string(candidate.size), candidate.size.micro_batches,
-                                  config::name_of(candidate.schedule), candidate.split_backward);
+    std::string key = fmt::format("{} {} {} {} {}", plan::to_string(candidate.size), candidate.size.micro_batches,
+                                  config::name_of(candidate.schedule), candidate.chunks, candidate.split_backward);
     for (const Range nodes : plan.stage_nodes) {
       key += fmt::format(" {}", nodes.end);
       layout.stages += (layout.stages.empty() ? "" : " | ") + plan::describe_stage(plan.graph, nodes);

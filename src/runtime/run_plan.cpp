@@ -12,29 +12,111 @@
 #include "trainer/runtime/parameters.hpp"
 #include "trainer/runtime/plan_costs.hpp"
 #include "trainer/runtime/tensor_group.hpp"
+#include "trainer/schedule/automatic.hpp"
+#include "trainer/schedule/table_file.hpp"
 
 namespace trainer::runtime {
 
 namespace {
 
-schedule::Schedule compute_schedule(const config::Parallel& parallel, const schedule::PipelineShape& shape) {
-  switch (parallel.schedule) {
-    case config::ScheduleName::GPipe:
-      return schedule::gpipe(shape);
-    case config::ScheduleName::OneFOneB:
-      return schedule::one_f_one_b(shape);
-    case config::ScheduleName::ZeroBubbleH1:
-      return schedule::zero_bubble_h1(shape);
-  }
-  internal_error("an unknown schedule");
+schedule::Schedule published(std::string_view name, const schedule::PipelineShape& shape) {
+  const schedule::Generator* generator = schedule::find_generator(name);
+  if (generator == nullptr) internal_error(fmt::format("no schedule is named {}", name));
+  return generator->make(shape);
 }
 
-// A long steady state says nothing about where to cut that a shorter one does not.
+schedule::PipelineShape shape_of(const config::Parallel& parallel, std::int64_t micro_batches) {
+  if (parallel.micro_batch_group > 0 && parallel.micro_batch_group < parallel.pipeline) {
+    throw Error(ExitCode::Usage,
+                fmt::format("parallel.micro_batch_group: is {}, but a group keeps all {} pipeline ranks busy; expected "
+                            "at least {}",
+                            parallel.micro_batch_group, parallel.pipeline, parallel.pipeline));
+  }
+  return {parallel.pipeline * parallel.chunks, micro_batches, parallel.split_backward, parallel.chunks,
+          parallel.micro_batch_group};
+}
+
+// The written table, checked against the mesh and the batch.
+schedule::Schedule table_of_file(const config::Parallel& parallel, std::int64_t micro_batches) {
+  const std::string& name = parallel.schedule_file;
+  const schedule::CsvTable read = schedule::parse_csv_of(name, parallel.schedule_text);
+  const schedule::Schedule& table = read.schedule;
+  const auto ranks = static_cast<std::int64_t>(table.ranks.size());
+  const auto refuse = [&](const std::string& what) { throw Error(ExitCode::Usage, fmt::format("{}: {}", name, what)); };
+  if (ranks != parallel.pipeline) {
+    refuse(fmt::format("has {} rows, one a rank, but parallel.pipeline is {}; expected as many", ranks,
+                       parallel.pipeline));
+  }
+  if (table.micro_batches != micro_batches) {
+    refuse(fmt::format("has {} micro-batches, but training.micro_batches is {}; expected as many", table.micro_batches,
+                       micro_batches));
+  }
+  schedule::require_valid(table, &read, name);
+  for (std::size_t r = 0; r < table.ranks.size(); ++r) {
+    if (table.ranks[r].empty()) refuse(fmt::format("row {} is empty; every rank holds a stage", r + 1));
+  }
+  return table;
+}
+
+// Compute actions of the table by which the stages are cut: a long steady state says nothing about where to cut that a
+// shorter one does not.
 schedule::Schedule table_to_cut_for(const config::Parallel& parallel, std::int64_t micro_batches) {
+  if (parallel.schedule == config::ScheduleName::File) return table_of_file(parallel, micro_batches);
   constexpr std::int64_t kMostForwards = 4096;  // of all stages
-  const std::int64_t enough = std::max(4 * parallel.pipeline, kMostForwards / parallel.pipeline);
-  const schedule::PipelineShape shape{parallel.pipeline, std::min(micro_batches, enough), parallel.split_backward};
-  return schedule::add_communication(compute_schedule(parallel, shape));
+  schedule::PipelineShape shape = shape_of(parallel, micro_batches);
+  const std::int64_t enough = std::max(4 * shape.stages, kMostForwards / shape.stages);
+  shape.micro_batches = std::min(micro_batches, enough);
+  if (parallel.schedule != config::ScheduleName::Automatic) return published(name_of(parallel.schedule), shape);
+  shape.split_backward = true;
+  return published(parallel.chunks == 1 ? "zb-h1" : "interleaved", shape);
+}
+
+// Within about a second. Times are the profile's where the configuration names one, else FLOPs.
+schedule::Schedule made_for(RunPlan& plan, const config::Parallel& parallel, std::int64_t micro_batches,
+                            const PlanCosts& costs, const std::vector<std::int32_t>& rank_of_stage) {
+  constexpr std::int64_t kWork = 4'000'000;
+  std::vector<schedule::StageTimes> times;
+  schedule::AutomaticOptions options;
+  if (costs.model != nullptr && !parallel.profile.empty()) {
+    const plan::StageCosts stages = stage_costs(plan, costs, rank_of_stage);
+    for (const plan::PassSeconds& s : stages.stages(plan.stage_nodes)) {
+      times.push_back({s.forward, s.backward_input, s.backward_weight});
+    }
+    options.transfer = stages.transfer;
+  } else {
+    for (std::int64_t s = 0; s < plan.stages(); ++s)
+      times.push_back(plan::flops_of(plan.graph, plan.nodes(StageId(s))));
+  }
+  options.ranks = parallel.pipeline;
+  options.micro_batches = micro_batches;
+  options.tries = std::min(options.tries, kWork / (plan.stages() * micro_batches * options.ranks));
+  schedule::Automatic made = schedule::automatic(times, options);
+  constexpr double kRounding = 1e-9;
+  plan.schedule_origin =
+      made.gap() < kRounding
+          ? fmt::format("{}, none is faster by these times", made.origin)
+          : fmt::format("{}, at most {:.1f}% slower than the fastest by these times", made.origin, 100 * made.gap());
+  return std::move(made.schedule);
+}
+
+schedule::Schedule compute_schedule(RunPlan& plan, const config::Parallel& parallel, std::int64_t micro_batches,
+                                    const PlanCosts& costs, const std::vector<std::int32_t>& rank_of_stage) {
+  switch (parallel.schedule) {
+    case config::ScheduleName::File:
+      return table_of_file(parallel, micro_batches);
+    case config::ScheduleName::Automatic:
+      return made_for(plan, parallel, micro_batches, costs, rank_of_stage);
+    default:
+      return published(name_of(parallel.schedule), shape_of(parallel, micro_batches));
+  }
+}
+
+std::vector<std::vector<StageId>> stages_by_rank(const schedule::Schedule& schedule) {
+  std::vector<std::vector<StageId>> stages(schedule.ranks.size());
+  for (std::size_t s = 0; s < schedule.rank_of_stage.size(); ++s) {
+    stages[static_cast<std::size_t>(schedule.rank_of_stage[s])].push_back(StageId(static_cast<std::int64_t>(s)));
+  }
+  return stages;
 }
 
 void require_valid(const schedule::Schedule& schedule) {
@@ -106,17 +188,19 @@ RunPlan make_plan(config::Config config, std::int64_t ranks, const PlanCosts& co
   require_countable(plan.graph, config);
   const config::Parallel& parallel = config.parallel;
   plan.mesh = {parallel.data, parallel.pipeline, parallel.tensor};
-  plan.micro_batch_samples = config.training.batch_size / (parallel.data * config.training.micro_batches);
+  const std::int64_t micro_batches = config.training.micro_batches;
+  plan.micro_batch_samples = config.training.batch_size / (parallel.data * micro_batches);
   plan.node_of_rank = costs.machines.node_of_rank;
   plan.config = config;
-  const schedule::Schedule table = table_to_cut_for(parallel, config.training.micro_batches);
+  const schedule::Schedule table = schedule::lowered(table_to_cut_for(parallel, micro_batches));
   plan.stage_nodes = parallel.partition == config::PartitionRule::Profile
-                         ? plan::cut_by_costs(plan.graph, table, stage_costs(plan, costs))
+                         ? plan::cut_by_costs(plan.graph, table, stage_costs(plan, costs, table.rank_of_stage))
                          : plan::cut_stages(plan.graph, parallel, table);
   plan.parameter_uses = uses_by_parameter(plan);
-  const schedule::PipelineShape shape{parallel.pipeline, config.training.micro_batches, parallel.split_backward};
-  plan.training = schedule::add_reductions(schedule::add_communication(compute_schedule(parallel, shape)));
-  plan.forward_only = schedule::add_communication(schedule::forward_only(shape));
+  const schedule::Schedule compute = compute_schedule(plan, parallel, micro_batches, costs, table.rank_of_stage);
+  plan.training = schedule::add_reductions(schedule::lowered(compute));
+  plan.forward_only = schedule::forwards_of(plan.training);
+  plan.stages_of_rank = stages_by_rank(plan.training);
   require_valid(plan.training);
   require_valid(plan.forward_only);
   plan.training_slots = schedule::assign_slots(plan.training);
@@ -150,6 +234,19 @@ StageLayout forward_only_layout(const RunPlan& plan, const plan::LocalGraph& loc
   return lay_out(request);
 }
 
+RankLayouts rank_layouts(const RunPlan& plan, const plan::LocalGraph& local, std::int64_t pipeline_rank, int threads,
+                         bool training) {
+  RankLayouts rank;
+  std::vector<const schedule::StageSlots*> slots;
+  for (const StageId stage : plan.stages_of(pipeline_rank)) {
+    rank.stages.push_back(training ? training_layout(plan, local, stage, threads)
+                                   : forward_only_layout(plan, local, stage, threads));
+    slots.push_back(&(training ? plan.training_slots : plan.forward_only_slots)[stage.index()]);
+  }
+  rank.arena = lay_out_arenas(rank.stages, slots);
+  return rank;
+}
+
 double step_flops(const RunPlan& plan) {
   double sample = 0;
   for (const model::Node& node : plan.graph.nodes) {
@@ -159,18 +256,29 @@ double step_flops(const RunPlan& plan) {
   return sample * static_cast<double>(plan.config.training.batch_size);
 }
 
-std::vector<std::int64_t> reduction_sizes(const RunPlan& plan, const plan::LocalGraph& local, StageId stage) {
-  const Range nodes = plan.nodes(stage);
+std::vector<std::int64_t> reduction_sizes(const RunPlan& plan, const plan::LocalGraph& local,
+                                          std::int64_t pipeline_rank) {
   std::set<std::int64_t> sizes;
   const auto add = [&](ValueId v) {
     sizes.insert(plan.micro_batch_samples * plan.graph.values[v.index()].positions * local.values[v.index()].features);
   };
-  for (std::int64_t i = nodes.begin; i < nodes.end; ++i) {
-    const model::Node& node = plan.graph.nodes[static_cast<std::size_t>(i)];
-    if (local.nodes[static_cast<std::size_t>(i)].reduce_output) add(node.output);
-    if (local.nodes[static_cast<std::size_t>(i)].reduce_input_gradient) add(node.inputs[0]);
+  for (const StageId stage : plan.stages_of(pipeline_rank)) {
+    for (std::int64_t i = plan.nodes(stage).begin; i < plan.nodes(stage).end; ++i) {
+      const model::Node& node = plan.graph.nodes[static_cast<std::size_t>(i)];
+      if (local.nodes[static_cast<std::size_t>(i)].reduce_output) add(node.output);
+      if (local.nodes[static_cast<std::size_t>(i)].reduce_input_gradient) add(node.inputs[0]);
+    }
   }
   return {sizes.begin(), sizes.end()};
+}
+
+std::string describe_place(const RunPlan& plan, std::int64_t rank) {
+  const plan::Coordinates at = plan.mesh.coordinates(rank);
+  const std::vector<StageId>& stages = plan.stages_of(at.pipeline);
+  if (stages.size() == 1) return plan::to_string(at);
+  std::string all;
+  for (const StageId stage : stages) all += fmt::format("{}{}", all.empty() ? "" : "+", stage.value);
+  return fmt::format("stages {}, replica {}, tensor {}", all, at.data, at.tensor);
 }
 
 SharedGroups on_one_node(const RunPlan& plan, const plan::Coordinates& at) {
@@ -191,7 +299,6 @@ SharedGroups on_one_node(const RunPlan& plan, const plan::Coordinates& at) {
 
 MemoryPrediction predict_memory(const RunPlan& plan, std::int64_t rank, int threads, std::size_t data_bytes) {
   const plan::Coordinates at = plan.mesh.coordinates(rank);
-  const StageId stage(at.pipeline);
   const plan::LocalGraph local = plan::shard(plan.graph, plan.mesh.tensor, at.tensor);
   const ParameterLayout parameters = lay_out_parameters(plan, local, at);
   MemoryPrediction memory;
@@ -200,22 +307,29 @@ MemoryPrediction predict_memory(const RunPlan& plan, std::int64_t rank, int thre
   const std::size_t state =
       (parameters.shared ? parameters.state_elements : parameters.weight_elements) * sizeof(float);
   memory.optimizer = state * static_cast<std::size_t>(optim::make_optimizer(plan.config.optimizer)->state_count());
-  const StageLayout training_stage = training_layout(plan, local, stage, threads);
-  const auto training = lay_out_arena(training_stage, plan.training_slots[stage.index()]);
-  const auto forward =
-      lay_out_arena(forward_only_layout(plan, local, stage, threads), plan.forward_only_slots[stage.index()]);
+  const RankLayouts training_stages = rank_layouts(plan, local, at.pipeline, threads, /*training=*/true);
+  const RankArena& training = training_stages.arena;
+  const RankArena forward = rank_layouts(plan, local, at.pipeline, threads, /*training=*/false).arena;
   memory.activations =
       std::max(training.bytes, forward.bytes) + std::max(training.message_bytes, forward.message_bytes);
-  const ReductionMemory sums = reduction_memory(reduction_sizes(plan, local, stage), static_cast<int>(plan.mesh.tensor),
-                                                on_one_node(plan, at).tensor);
+  const ReductionMemory sums = reduction_memory(reduction_sizes(plan, local, at.pipeline),
+                                                static_cast<int>(plan.mesh.tensor), on_one_node(plan, at).tensor);
   const GradientMemory exchange = gradient_memory(plan, parameters, at);
   memory.communication = sums.own + sums.neighbours + exchange.own + exchange.neighbours;
   memory.elsewhere = sums.neighbours + exchange.neighbours;
   if (parameters.shared && at.data > 0) memory.elsewhere += memory.weights;
   if (on_one_node(plan, at).pipeline) {
     std::size_t received = 0;  // copied out of neighbours' memory
-    for (const auto* ports : {&training_stage.inputs, &training_stage.outputs}) {
-      for (const Port& port : *ports) received += schedule::kSendSlots * port.bytes;
+    for (std::size_t s = 0; s < training_stages.stages.size(); ++s) {
+      const std::int64_t stage = plan.stages_of(at.pipeline)[s].value;
+      const auto elsewhere = [&](std::int64_t other) {
+        return other >= 0 && other < plan.stages() && plan.rank_of(StageId(other)) != at.pipeline;
+      };
+      const auto count = [&](const std::vector<Port>& ports) {
+        for (const Port& port : ports) received += schedule::kSendSlots * port.bytes;
+      };
+      if (elsewhere(stage - 1)) count(training_stages.stages[s].inputs);
+      if (elsewhere(stage + 1)) count(training_stages.stages[s].outputs);
     }
     memory.communication += received;
     memory.elsewhere += received;

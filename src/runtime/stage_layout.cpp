@@ -355,4 +355,29 @@ ArenaLayout lay_out_arena(const StageLayout& stage, const schedule::StageSlots& 
   return arena;
 }
 
+RankArena lay_out_arenas(const std::vector<StageLayout>& stages,
+                         const std::vector<const schedule::StageSlots*>& slots) {
+  constexpr auto kScratch = static_cast<std::size_t>(Region::Scratch);
+  RankArena rank;
+  for (const StageLayout& stage : stages) rank.bytes = std::max(rank.bytes, stage.bytes[kScratch]);
+  for (std::size_t s = 0; s < stages.size(); ++s) {
+    ArenaLayout arena = lay_out_arena(stages[s], *slots[s]);
+    // Scratch comes first there.
+    const std::size_t scratch = stages[s].bytes[kScratch];
+    for (std::size_t region = 0; region < kRegions; ++region) {
+      if (region == kScratch) continue;
+      std::size_t& begin = arena.begin[region];
+      if (is_message(static_cast<Region>(region))) {
+        begin += rank.message_bytes;
+      } else {
+        begin = rank.bytes + begin - std::min(begin, scratch);
+      }
+    }
+    rank.bytes += arena.bytes - scratch;
+    rank.message_bytes += arena.message_bytes;
+    rank.stages.push_back(arena);
+  }
+  return rank;
+}
+
 }  // namespace trainer::runtime

@@ -21,7 +21,6 @@ bool reads_tokens(const model::Graph& graph, const model::Node& node) {
 StageRunner::StageRunner(const model::Graph& graph, const plan::LocalGraph& local, const StageLayout& layout,
                          Parameters& parameters, ThreadPool& pool, TensorGroup& tensor)
     : graph_(graph), local_(local), layout_(layout), parameters_(parameters), pool_(pool), tensor_(tensor) {
-  if (!layout.nodes.empty()) first_node_ = layout.nodes.front().node.value;
   for (const NodeLayout& node : layout.nodes) {
     const plan::LocalNode& placed = local.nodes[node.node.index()];
     const model::Node& n = node_of(graph, node.node);
@@ -56,7 +55,7 @@ void StageRunner::forward_node(const NodeLayout& node, const Frame& frame, const
   } else {
     for (std::size_t k = 0; k < n.inputs.size(); ++k) call.x[k] = matrix(frame, node.input[k], n.inputs[k]);
   }
-  const auto& uses = parameters_.layout().of_node[node.node.index() - static_cast<std::size_t>(first_node_)];
+  const auto& uses = parameters_.layout().of_node[node.node.index()];
   for (std::size_t k = 0; k < uses.size(); ++k) call.parameters[k] = parameters_.weights() + uses[k].weight;
   call.y = matrix(frame, node.output, n.output);
   call.saved = at(frame, node.saved);
@@ -88,11 +87,11 @@ void StageRunner::start_input_gradient(const NodeLayout& node, const Frame& fram
     call.accumulate[k] = node.accumulate[k] && !reduced;
     if (reduced) call.dx[k].data = tensor_.partial();
   }
-  if (!wanted) return;
+  if (!wanted && !node.needs.always_backward_input) return;
   for (std::size_t k = 0; k < n.inputs.size(); ++k) call.x[k] = matrix(frame, node.input[k], n.inputs[k]);
   call.y = matrix(frame, node.output, n.output);
   call.dy = matrix(frame, node.output_gradient, n.output);
-  const auto& uses = parameters_.layout().of_node[node.node.index() - static_cast<std::size_t>(first_node_)];
+  const auto& uses = parameters_.layout().of_node[node.node.index()];
   for (std::size_t k = 0; k < uses.size(); ++k) call.parameters[k] = parameters_.weights() + uses[k].weight;
   call.saved = at(frame, node.saved);
   call.workspace = at(frame, node.backward_workspace);
@@ -118,7 +117,7 @@ void StageRunner::weight_gradient(const NodeLayout& node, const Frame& frame, co
     for (std::size_t k = 0; k < n.inputs.size(); ++k) call.x[k] = matrix(frame, node.input[k], n.inputs[k]);
   }
   call.dy = matrix(frame, node.output_gradient, n.output);
-  const auto& uses = parameters_.layout().of_node[node.node.index() - static_cast<std::size_t>(first_node_)];
+  const auto& uses = parameters_.layout().of_node[node.node.index()];
   for (std::size_t k = 0; k < uses.size(); ++k) {
     call.parameters[k] = parameters_.weights() + uses[k].weight;
     call.gradients[k] = parameters_.gradients() + uses[k].gradient;

@@ -10,7 +10,7 @@ namespace {
 
 std::int64_t most_elements(const RunPlan& shape, const plan::LocalGraph& local) {
   std::int64_t most = 0;
-  for (const std::int64_t size : reduction_sizes(shape, local, StageId(0))) most = std::max(most, size);
+  for (const std::int64_t size : reduction_sizes(shape, local, 0)) most = std::max(most, size);
   return most;
 }
 
@@ -48,6 +48,8 @@ RunPlan stretch_of(const RunPlan& whole, Range nodes, std::int64_t samples, std:
   shape.graph = whole.graph;
   shape.mesh = {1, 1, tensor};
   shape.stage_nodes = {nodes};
+  shape.stages_of_rank = {{StageId(0)}};
+  shape.training.rank_of_stage = {0};
   shape.micro_batch_samples = samples;
   shape.parameter_uses.resize(shape.graph.parameters.size());
   for (std::int64_t i = nodes.begin; i < nodes.end; ++i) {

@@ -184,16 +184,27 @@ class Run {
     if (steps < 1) return;
     const Worker::PassTimes now = worker_.pass_times();
     const double micro_batches = steps * static_cast<double>(plan_.training.micro_batches);
-    const std::array<double, 4> own{(now.compute.forward - first_pass_.compute.forward) / micro_batches,
-                                    (now.compute.backward_input - first_pass_.compute.backward_input) / micro_batches,
-                                    (now.compute.backward_weight - first_pass_.compute.backward_weight) / micro_batches,
-                                    (now.whole - first_pass_.whole) / steps};
-    std::vector<double> all(own.size() * static_cast<std::size_t>(world_.size()), 0.0);
-    const auto mine = static_cast<std::ptrdiff_t>(own.size()) * world_.rank();
-    std::copy(own.begin(), own.end(), all.begin() + mine);
+    // A row a rank: its pass, then three times a stage, as many as the rank with the most stages has.
+    std::size_t most = 0;
+    for (const auto& stages : plan_.stages_of_rank) most = std::max(most, stages.size());
+    const std::size_t width = 1 + 3 * most;
+    std::vector<double> all(width * static_cast<std::size_t>(world_.size()), 0.0);
+    double* mine = all.data() + width * static_cast<std::size_t>(world_.rank());
+    *mine++ = (now.whole - first_pass_.whole) / steps;
+    for (std::size_t s = 0; s < now.compute.size(); ++s) {
+      const schedule::StageTimes& before = first_pass_.compute[s];
+      *mine++ = (now.compute[s].forward - before.forward) / micro_batches;
+      *mine++ = (now.compute[s].backward_input - before.backward_input) / micro_batches;
+      *mine++ = (now.compute[s].backward_weight - before.backward_weight) / micro_batches;
+    }
     world_.sum(all);
-    for (const double* of = all.data(); of < all.data() + all.size(); of += own.size()) {
-      result_.passes.push_back({{of[0], of[1], of[2]}, of[3]});
+    for (std::int64_t r = 0; r < plan_.mesh.size(); ++r) {
+      const double* of = all.data() + width * static_cast<std::size_t>(r);
+      RankPass pass;
+      pass.whole = *of++;
+      const std::size_t stages = plan_.stages_of(plan_.mesh.coordinates(r).pipeline).size();
+      for (std::size_t s = 0; s < stages; ++s, of += 3) pass.compute.push_back({of[0], of[1], of[2]});
+      result_.passes.push_back(std::move(pass));
     }
   }
 

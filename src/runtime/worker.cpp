@@ -12,10 +12,13 @@
 namespace trainer::runtime {
 
 struct Worker::Program {
-  StageLayout layout;
-  ArenaLayout arena;
-  std::unique_ptr<StageRunner> runner;
+  RankLayouts layouts;
+  std::vector<std::unique_ptr<StageRunner>> runners;  // [stage of this rank]
   std::unique_ptr<Executor> executor;
+
+  void set_progress(const std::function<void()>& progress) {
+    for (auto& runner : runners) runner->progress = progress;
+  }
 };
 
 namespace {
@@ -62,7 +65,6 @@ Worker::Worker(comm::Communicator& world, const RunPlan& plan, const storage::Da
       pool_(pool),
       world_(world),
       at_(plan.mesh.coordinates(world.rank())),
-      stage_(at_.pipeline),
       local_(plan::shard(plan.graph, plan.mesh.tensor, at_.tensor)) {
   const config::Config& config = plan.config;
   split_ = storage::split(data.size(), config.data.validation_fraction);
@@ -75,41 +77,35 @@ Worker::Worker(comm::Communicator& world, const RunPlan& plan, const storage::Da
   data_ranks_ = world.split(group_color(at_.pipeline, at_.tensor, plan.mesh.tensor), static_cast<int>(at_.data));
   pipeline_ranks_ = world.split(group_color(at_.data, at_.tensor, plan.mesh.tensor), static_cast<int>(at_.pipeline));
   std::int64_t most = 0;
-  for (const std::int64_t size : reduction_sizes(plan, local_, stage_)) most = std::max(most, size);
+  for (const std::int64_t size : reduction_sizes(plan, local_, at_.pipeline)) most = std::max(most, size);
   tensor_ = std::make_unique<TensorGroup>(*tensor_ranks_, most);
 
   optimizer_ = optim::make_optimizer(config.optimizer);
   parameters_ = std::make_unique<Parameters>(lay_out_parameters(plan, local_, at_), training, optimizer_->state_count(),
                                              data_ranks_.get());
 
-  const auto prepare = [&](StageLayout layout, const schedule::StageSlots& slots) {
+  const auto prepare = [&](bool trains) {
     auto program = std::make_unique<Program>();
-    program->layout = std::move(layout);
-    program->arena = lay_out_arena(program->layout, slots);
+    program->layouts = rank_layouts(plan, local_, at_.pipeline, pool.threads(), trains);
     return program;
   };
-  const std::size_t s = stage_.index();
-  if (training) training_ = prepare(training_layout(plan, local_, stage_, pool.threads()), plan.training_slots[s]);
-  forward_only_ = prepare(forward_only_layout(plan, local_, stage_, pool.threads()), plan.forward_only_slots[s]);
+  if (training) training_ = prepare(true);
+  forward_only_ = prepare(false);
   // Evaluation happens between steps: both programs lie over the same memory.
-  arena_ = Buffer(std::max(training ? training_->arena.bytes : 0, forward_only_->arena.bytes));
-  messages_ = std::make_unique<StageMessages>(
-      *pipeline_ranks_, std::max(training ? training_->arena.message_bytes : 0, forward_only_->arena.message_bytes));
-  const auto wire = [&](Program& program, const schedule::Schedule& schedule, const schedule::StageSlots& slots,
-                        int channel) {
-    program.runner = std::make_unique<StageRunner>(plan.graph, local_, program.layout, *parameters_, pool, *tensor_);
-    program.executor = std::make_unique<Executor>(plan.graph, schedule, slots, stage_, program.layout, arena_.data(),
-                                                  *program.runner, *messages_, channel, stage_ranks());
-    program.runner->progress = [this] { messages_->progress(); };
-  };
-  if (training) wire(*training_, plan.training, plan.training_slots[s], 0);
-  wire(*forward_only_, plan.forward_only, plan.forward_only_slots[s], 1);
+  const RankArena& evaluating = forward_only_->layouts.arena;
+  const RankArena& larger = training ? training_->layouts.arena : evaluating;
+  arena_ = Buffer(std::max(larger.bytes, evaluating.bytes));
+  messages_ =
+      std::make_unique<StageMessages>(*pipeline_ranks_, std::max(larger.message_bytes, evaluating.message_bytes),
+                                      boundary_numbers(plan.training.rank_of_stage));
+  if (training) wire(*training_, plan.training, plan.training_slots, 0);
+  wire(*forward_only_, plan.forward_only, plan.forward_only_slots, 1);
   if (training) {
     sync_ = std::make_unique<GradientSync>(plan, at_, *parameters_, pool, *data_ranks_, *pipeline_ranks_);
-    training_->runner->progress = [this] {
+    training_->set_progress([this] {
       sync_->progress();
       messages_->progress();
-    };
+    });
   }
   batches_ = std::make_unique<BatchSource>(data, split_, config.training.seed, at_.data, plan.mesh.data,
                                            config.training.micro_batches);
@@ -121,10 +117,27 @@ Worker::Worker(comm::Communicator& world, const RunPlan& plan, const storage::Da
 
 Worker::~Worker() = default;
 
+void Worker::wire(Program& program, const schedule::Schedule& schedule, const std::vector<schedule::StageSlots>& slots,
+                  int channel) {
+  std::vector<StageProgram> stages;
+  for (std::size_t s = 0; s < program.layouts.stages.size(); ++s) {
+    const StageLayout& layout = program.layouts.stages[s];
+    const StageId stage = plan_.stages_of(at_.pipeline)[s];
+    program.runners.push_back(
+        std::make_unique<StageRunner>(plan_.graph, local_, layout, *parameters_, pool_, *tensor_));
+    stages.push_back(
+        {stage, &slots[stage.index()], &layout, program.layouts.arena.stages[s], program.runners.back().get()});
+  }
+  program.executor = std::make_unique<Executor>(plan_.graph, schedule, std::move(stages), arena_.data(), *messages_,
+                                                channel, stage_ranks());
+  program.set_progress([this] { messages_->progress(); });
+}
+
 std::vector<int> Worker::stage_ranks() const {
   std::vector<int> ranks;
-  for (std::int64_t stage = 0; stage < plan_.mesh.pipeline; ++stage) {
-    ranks.push_back(static_cast<int>(plan_.mesh.rank({.data = at_.data, .pipeline = stage, .tensor = at_.tensor})));
+  for (std::int64_t s = 0; s < plan_.stages(); ++s) {
+    const std::int64_t pipeline = plan_.rank_of(StageId(s));
+    ranks.push_back(static_cast<int>(plan_.mesh.rank({.data = at_.data, .pipeline = pipeline, .tensor = at_.tensor})));
   }
   return ranks;
 }
@@ -243,10 +256,13 @@ double readable(double value) { return std::isnan(value) ? std::numeric_limits<d
 void Worker::diverge(std::int64_t step, double loss, double grad_norm) {
   const auto nodes = static_cast<double>(plan_.graph.nodes.size());
   batches_->set(training_batch(step));
-  forward_only_->runner->look_for_non_finite(true);
+  for (auto& runner : forward_only_->runners) runner->look_for_non_finite(true);
   forward_only_->executor->run(*batches_, {.seed = plan_.config.training.seed, .training = true}, nullptr);
-  const NodeId found = forward_only_->runner->first_non_finite();
-  double first[1] = {found.valid() ? -static_cast<double>(found.value) : -nodes};
+  double first[1] = {-nodes};
+  for (const auto& runner : forward_only_->runners) {
+    const NodeId found = runner->first_non_finite();
+    if (found.valid()) first[0] = std::max(first[0], -static_cast<double>(found.value));
+  }
   world_.max(first);
   std::string where;
   const auto node = static_cast<std::size_t>(-first[0]);

@@ -115,20 +115,6 @@ class Search {
 
 }  // namespace
 
-std::vector<std::int64_t> most_held(const Schedule& schedule) {
-  std::vector<std::int64_t> most;
-  for (const std::vector<Action>& row : schedule.ranks) {
-    std::int64_t held = 0;
-    std::int64_t peak = 0;
-    for (const Action& action : row) {
-      if (action.kind == ActionKind::Forward) peak = std::max(peak, ++held);
-      if (action.kind == ActionKind::Backward || action.kind == ActionKind::BackwardWeight) --held;
-    }
-    most.push_back(peak);
-  }
-  return most;
-}
-
 double step_lower_bound(const std::vector<std::int32_t>& rank_of_stage, const std::vector<StageTimes>& times,
                         const AutomaticOptions& options) {
   const auto m = static_cast<double>(options.micro_batches);

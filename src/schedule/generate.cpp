@@ -133,4 +133,16 @@ Schedule forward_only(const PipelineShape& shape) {
   return schedule;
 }
 
+Schedule forwards_of(const Schedule& training) {
+  Schedule schedule = training;
+  schedule.forward_only = true;
+  for (std::vector<Action>& row : schedule.ranks) {
+    std::erase_if(row, [](const Action& action) {
+      return action.kind != ActionKind::Forward && action.kind != ActionKind::SendForward &&
+             action.kind != ActionKind::RecvForward;
+    });
+  }
+  return schedule;
+}
+
 }  // namespace trainer::schedule

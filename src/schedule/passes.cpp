@@ -1,5 +1,6 @@
 // Passes: what a table of compute actions needs besides computing.
 #include <algorithm>
+#include <utility>
 
 #include "channels.hpp"
 #include "engine.hpp"
@@ -14,28 +15,95 @@ bool is_known(const Schedule& schedule, StageId stage) {
          static_cast<std::int64_t>(schedule.rank_of_stage.size()) == schedule.stages;
 }
 
-/// Receives right before the actions that need them.
+/// Whether each channel is filled and emptied in ascending micro-batches.
+bool ascending(const Schedule& schedule, const Channels& channels) {
+  constexpr std::int32_t kNone = -1;
+  std::vector<std::int32_t> made(static_cast<std::size_t>(std::max<std::int64_t>(0, channels.count())), kNone);
+  std::vector<std::int32_t> taken = made;
+  const auto follows = [](std::vector<std::int32_t>& last, std::int64_t channel, MicroBatchId i) {
+    if (channel == Channels::kNone) return true;
+    return std::exchange(last[static_cast<std::size_t>(channel)], i.value) < i.value;
+  };
+  for (const std::vector<Action>& row : schedule.ranks) {
+    for (const Action& a : row) {
+      if (!is_compute(a.kind) || !is_known(schedule, a.stage)) continue;
+      if (!follows(made, channels.output(a), a.micro_batch)) return false;
+      if (!follows(taken, channels.input(a), a.micro_batch)) return false;
+    }
+  }
+  return true;
+}
+
+/// The receives that a channel's consumer needs in front of an action: its own, and those of messages that left before.
+class Arrivals {
+ public:
+  explicit Arrivals(const Schedule& schedule) : channels_(schedule), in_order_(ascending(schedule, channels_)) {
+    if (in_order_) return;
+    left_.resize(static_cast<std::size_t>(channels_.count()));
+    next_.resize(left_.size());
+    for (const std::vector<Action>& row : schedule.ranks) {
+      for (const Action& a : row) {
+        if (!is_compute(a.kind) || !is_known(schedule, a.stage)) continue;
+        const std::int64_t out = channels_.output(a);
+        if (channels_.crosses(out)) left_[static_cast<std::size_t>(out)].push_back(a.micro_batch);
+      }
+    }
+  }
+
+  template <class Visit>
+  void before(std::int64_t channel, MicroBatchId needed, Visit&& visit) {
+    if (in_order_) return visit(Channels::receive(channel, needed));
+    const std::vector<MicroBatchId>& left = left_[static_cast<std::size_t>(channel)];
+    std::size_t& next = next_[static_cast<std::size_t>(channel)];
+    const auto begin = left.begin() + static_cast<std::ptrdiff_t>(next);
+    const auto found = std::find(begin, left.end(), needed);
+    if (found == left.end()) {
+      // Received already, or never sent: then the verifier has something to name.
+      if (std::find(left.begin(), begin, needed) == begin) visit(Channels::receive(channel, needed));
+      return;
+    }
+    for (; next <= static_cast<std::size_t>(found - left.begin()); ++next)
+      visit(Channels::receive(channel, left[next]));
+  }
+  void rewind() { std::fill(next_.begin(), next_.end(), 0); }
+
+ private:
+  Channels channels_;
+  bool in_order_;
+  std::vector<std::vector<MicroBatchId>> left_;  // [channel] in the order of leaving
+  std::vector<std::size_t> next_;                // [channel] to be received
+};
+
+/// Receives right before the actions that need them, as far as the order of sending allows.
 Schedule receive_late(Schedule schedule) {
   const Channels channels(schedule);
+  Arrivals arrivals(schedule);
   const auto with_messages = [&](const Action& action, auto&& visit) {
     if (is_send(action.kind) || is_receive(action.kind)) return;
     const bool known = is_known(schedule, action.stage);
     const std::int64_t in = known ? channels.input(action) : Channels::kNone;
     const std::int64_t out = known ? channels.output(action) : Channels::kNone;
-    if (channels.crosses(in)) visit(Channels::receive(in, action.micro_batch));
+    if (channels.crosses(in)) arrivals.before(in, action.micro_batch, visit);
     visit(action);
     if (channels.crosses(out)) visit(Channels::send(out, action.micro_batch));
   };
+  std::vector<std::size_t> counts;
   const std::size_t reductions =
       static_cast<std::size_t>(schedule.stages) / std::max<std::size_t>(1, schedule.ranks.size());
-  for (std::vector<Action>& row : schedule.ranks) {
-    std::size_t count = reductions + 1;  // with room for them, so that adding them copies no row
-    for (const Action& action : row) with_messages(action, [&](const Action&) { ++count; });
-    std::vector<Action> full;
-    full.reserve(count);
-    for (const Action& action : row) with_messages(action, [&](const Action& a) { full.push_back(a); });
-    row = std::move(full);
+  for (const std::vector<Action>& row : schedule.ranks) {
+    counts.push_back(reductions + 1);  // with room for them, so that adding them copies no row
+    for (const Action& action : row) with_messages(action, [&](const Action&) { ++counts.back(); });
   }
+  arrivals.rewind();
+  std::vector<std::vector<Action>> full(schedule.ranks.size());
+  for (std::size_t r = 0; r < full.size(); ++r) {
+    full[r].reserve(counts[r]);
+    for (const Action& action : schedule.ranks[r]) {
+      with_messages(action, [&](const Action& a) { full[r].push_back(a); });
+    }
+    std::vector<Action>().swap(schedule.ranks[r]);
+  }
+  schedule.ranks = std::move(full);
   return schedule;
 }
 

@@ -63,7 +63,8 @@ class Table {
     if (Fault f = weight_order()) return f;
     if (Fault f = reductions()) return f;
     if (Fault f = place_messages()) return f;
-    return unmatched_messages();
+    if (Fault f = unmatched_messages()) return f;
+    return overtaking();
   }
 
  private:
@@ -311,6 +312,27 @@ class Table {
                 to, received);
     }
     return std::nullopt;
+  }
+
+  /// Messages of a channel come out as they went in, so they are received in the order in which they are sent.
+  Fault overtaking() const {
+    std::vector<std::int64_t> before(static_cast<std::size_t>(channels_.count()), -1);  // message received last
+    return for_each_action([&](const Action& a, std::int32_t rank, std::int32_t i) -> Fault {
+      if (!is_receive(a.kind)) return std::nullopt;
+      const std::int64_t channel = channels_.carried(a);
+      const std::size_t message = channels_.message(channel, a.micro_batch);
+      std::int64_t& last = before[static_cast<std::size_t>(channel)];
+      if (last >= 0 && send_[message] < send_[static_cast<std::size_t>(last)]) {
+        const MicroBatchId overtaken = channels_.micro_batch_of(static_cast<std::size_t>(last));
+        return at(fmt::format("{} is {}, behind {}, but rank {} sends {} first; messages over one boundary arrive in "
+                              "the order in which they leave",
+                              to_string(a), where(i, rank), to_string(Channels::receive(channel, overtaken)),
+                              channels_.sender_rank(channel), to_string(Channels::send(channel, a.micro_batch))),
+                  rank, i);
+      }
+      last = static_cast<std::int64_t>(message);
+      return std::nullopt;
+    });
   }
 
   const Schedule& schedule_;

@@ -1,6 +1,8 @@
 // Proves that a table can be run, or says why not.
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "engine.hpp"
 #include "structure.hpp"
 #include "trainer/schedule/schedule.hpp"
@@ -83,6 +85,45 @@ std::optional<Violation> verify(const Schedule& schedule) {
   engine.run();
   for (std::size_t r = 0; r < schedule.ranks.size(); ++r) {
     if (!engine.done(r)) return deadlock(schedule, engine);
+  }
+  return std::nullopt;
+}
+
+namespace {
+
+/// Calls visit(position, held) behind each action that begins or ends the holding of a pair.
+template <class Visit>
+void follow_held(const std::vector<Action>& row, Visit&& visit) {
+  std::int64_t held = 0;
+  for (std::size_t i = 0; i < row.size(); ++i) {
+    if (row[i].kind == ActionKind::Forward) visit(i, ++held);
+    if (makes_weight_gradient(row[i].kind)) visit(i, --held);
+  }
+}
+
+}  // namespace
+
+std::vector<std::int64_t> most_held(const Schedule& schedule) {
+  std::vector<std::int64_t> most;
+  for (const std::vector<Action>& row : schedule.ranks) {
+    most.push_back(0);
+    follow_held(row, [&](std::size_t, std::int64_t held) { most.back() = std::max(most.back(), held); });
+  }
+  return most;
+}
+
+std::optional<Violation> over_cap(const Schedule& schedule, std::int64_t cap) {
+  for (std::size_t r = 0; r < schedule.ranks.size(); ++r) {
+    std::optional<std::size_t> first;
+    follow_held(schedule.ranks[r], [&](std::size_t i, std::int64_t held) {
+      if (held > cap && !first) first = i;
+    });
+    if (!first) continue;
+    return Violation{
+        fmt::format("{} (action {} of rank {}) would hold {} micro-batches of a stage at once; the cap is "
+                    "{}\n{}",
+                    to_string(schedule.ranks[r][*first]), *first, r, cap + 1, cap, excerpt(schedule, r, *first)),
+        static_cast<std::int32_t>(r), static_cast<std::int32_t>(*first)};
   }
   return std::nullopt;
 }

@@ -136,6 +136,9 @@ struct Reference {
       y[i] = keep ? v[i] / (batch.training ? 1 - l.probability : 1.0) : 0.0;
     }
   }
+  void forward(const model::Delay& l, const Flat& flat, const double* v, double* y) const {
+    for (std::int64_t i = 0; i < flat.rows * l.features; ++i) y[i] = v[i];
+  }
   void forward(const model::Add& l, const Flat& flat, const double* v, double* y) const {
     for (std::int64_t i = 0; i < flat.rows * l.features; ++i) y[i] = v[i] + v[flat.input(1) + i];
   }
@@ -194,6 +197,7 @@ inline std::vector<Case> all_cases() {
   cases.push_back(make_case("sigmoid", model::Unary{model::UnaryKind::Sigmoid, 23}, 3, 23, 23, {}, 16));
   cases.push_back(make_case("dropout", model::Dropout{21, 50, 90, 0.4}, 3, 21, 21, {}, 4));
   cases.push_back(make_case("dropout of nothing", model::Dropout{21, 0, 21, 0.0}, 3, 21, 21, {}, 4));
+  cases.push_back(make_case("delay", model::Delay{21, 0.5, 0.01, 0.02}, 3, 21, 21, {}, 1));
   cases.push_back(make_case("add", model::Add{9}, 3, 9, 9, {}, 4));
   cases.back().inputs = 2;
   cases.push_back(make_case("flatten", model::Flatten{3, 9}, 3, 9, 9, {}, 4));

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "random_table.hpp"
 #include "trainer/comm/communicator.hpp"
 #include "trainer/runtime/run_plan.hpp"
 #include "trainer/runtime/train.hpp"
@@ -24,13 +25,14 @@ struct Trained {
 struct Case {
   std::string model;  // a name of model_json()
   std::int64_t data = 1, pipeline = 1, tensor = 1;
-  std::string schedule = "1f1b";
+  std::string schedule = "1f1b";  // "random N": a table of that seed, two stages a rank
   int threads = 1;
   std::int64_t micro_batches = 4;  // of one replica
   std::string extra;               // more overrides, separated by ';'
   std::string precision = "float32";
 
   std::int64_t ranks() const { return data * pipeline * tensor; }
+  int random_seed() const { return schedule.starts_with("random ") ? std::stoi(schedule.substr(7)) : -1; }
   /// The one-rank run that it is held against: as many micro-batches in all.
   Case reference() const {
     Case one = *this;
@@ -83,10 +85,11 @@ inline std::vector<std::string> overrides(const Case& c, const std::string& dire
   std::vector<std::string> set{"parallel.data=" + std::to_string(c.data),
                                "parallel.pipeline=" + std::to_string(c.pipeline),
                                "parallel.tensor=" + std::to_string(c.tensor),
-                               "parallel.schedule=" + c.schedule,
+                               "parallel.schedule=" + (c.random_seed() < 0 ? c.schedule : "file"),
                                "training.micro_batches=" + std::to_string(c.micro_batches),
                                "training.precision=" + c.precision,
                                "checkpoint.directory=" + directory};
+  if (c.random_seed() >= 0) set.push_back("parallel.schedule_file=" + c.schedule);
   for (std::size_t begin = 0; begin < c.extra.size();) {
     const std::size_t end = std::min(c.extra.find(';', begin), c.extra.size());
     set.push_back(c.extra.substr(begin, end - begin));
@@ -106,7 +109,11 @@ class LossKeeper final : public Observer {
 
 /// Collective over `world` of c.ranks(); the result is rank 0's. `directory` is made and removed.
 inline Trained run(comm::Communicator& world, const Case& c, const std::string& directory) {
-  const auto config = config::parse(model_json(c.model), "test", overrides(c, directory));
+  auto config = config::parse(model_json(c.model), "test", overrides(c, directory));
+  if (const int seed = c.random_seed(); seed >= 0) {
+    config.parallel.schedule_text =
+        schedule::to_csv(random_table(c.pipeline, 2 * c.pipeline, c.micro_batches, static_cast<std::uint32_t>(seed)));
+  }
   const runtime::RunPlan plan = runtime::make_plan(config, world.size());
   const auto data =
       storage::load_dataset(plan.config.data, runtime::model_input(plan.graph), plan.config.training.seed);
@@ -179,6 +186,18 @@ inline std::vector<Case> layouts(std::int64_t ranks) {
     add(model, 1, 2, 1, "zb-h1", 1, 4);
     add(model, 1, 3, 1, "zb-h1", 2, 6);
     add(model, 1, 4, 1, "zb-h1", 1, 3);
+    add(model, 1, 2, 1, "zb-h2", 1, 4);
+    add(model, 1, 4, 1, "zb-h2", 1, 2);
+    add(model, 1, 1, 1, "interleaved", 1, 3, "parallel.chunks=4");
+    add(model, 1, 2, 1, "interleaved", 1, 4);
+    add(model, 1, 2, 1, "interleaved", 2, 6, "parallel.split_backward=false;parallel.micro_batch_group=3");
+    add(model, 1, 2, 1, "zb-v", 1, 4);
+    add(model, 1, 2, 1, "zb-v", 2, 1);
+    add(model, 1, 2, 1, "dualpipe-v", 1, 6);
+    add(model, 1, 2, 1, "auto", 1, 4, "parallel.chunks=2");
+    add(model, 1, 3, 1, "auto", 1, 6);
+    add(model, 1, 2, 1, "random 1", 1, 4);
+    add(model, 1, 2, 1, "random 2", 2, 3);
     add(model, 1, 3, 1, "1f1b", 1, 4, "parallel.partition=uniform");
     add(model, 1, 3, 1, "gpipe", 1, 2);
     add(model, 1, 4, 1, "1f1b", 2, 6);
@@ -197,11 +216,21 @@ inline std::vector<Case> layouts(std::int64_t ranks) {
     add(model, 3, 2, 1, "1f1b", 1, 2);
     add(model, 2, 2, 2, "1f1b", 1, 2);
     add(model, 2, 2, 2, "zb-h1", 1, 4);
+    add(model, 1, 2, 2, "zb-v", 1, 4);
+    add(model, 2, 2, 1, "interleaved", 1, 4);
+    add(model, 2, 2, 1, "random 3", 1, 3);
+    add(model, 2, 2, 2, "dualpipe-v", 1, 3);
     add(model, 1, 4, 2, "1f1b", 1, 4);
     add(model, 2, 4, 1, "1f1b", 1, 3);
     add(model, 2, 4, 2, "1f1b", 1, 3);
     add(model, 4, 2, 2, "1f1b", 1, 1);
   }
+  for (const std::string schedule : {"random 4", "random 5", "random 6"}) {
+    add("sequential", 1, 3, 1, schedule, 1, 4);
+    add("sequential", 1, 4, 1, schedule, 1, 3);
+    add("sequential", 2, 3, 1, schedule, 1, 2);
+  }
+  add("sequential", 1, 4, 1, "interleaved", 1, 4, "parallel.partition=[1,1,1,1,1,1,2,1]");
   add("sequential", 1, 2, 1, "1f1b", 1, 4);
   add("sequential", 1, 3, 1, "gpipe", 2, 2);
   add("sequential", 1, 4, 1, "1f1b", 1, 4, "parallel.partition=uniform");
@@ -213,6 +242,7 @@ inline std::vector<Case> layouts(std::int64_t ranks) {
   add("sequential", 2, 2, 2, "gpipe", 1, 2, "parallel.partition=[6,3]");
   add("gpt dropout", 1, 2, 1, "1f1b", 1, 4);
   add("gpt dropout", 1, 3, 1, "gpipe", 2, 4);
+  add("gpt dropout", 1, 2, 1, "zb-v", 1, 4);
   add("gpt dropout", 1, 1, 2, "1f1b", 1, 4);
   add("gpt dropout", 2, 2, 1, "1f1b", 1, 2);
   return all;
@@ -237,6 +267,7 @@ inline std::vector<Case> bfloat16_layouts(std::int64_t ranks) {
     add(model, 2, 2, 1, "1f1b", 1, 2);
     add(model, 1, 2, 2, "gpipe", 1, 4);
     add(model, 2, 2, 2, "1f1b", 1, 2);
+    add(model, 1, 2, 1, "interleaved", 1, 4);
   }
   return all;
 }

@@ -18,7 +18,17 @@ enum class Precision { Float32, BFloat16 };
 enum class OptimizerType { Sgd, AdamW };
 enum class RateCurve { Constant, Linear, Cosine };
 enum class PartitionRule { Uniform, Parameters, Flops, Profile, Written };
-enum class ScheduleName { GPipe, OneFOneB, ZeroBubbleH1 };
+enum class ScheduleName {
+  GPipe,
+  OneFOneB,
+  ZeroBubbleH1,
+  ZeroBubbleH2,
+  Interleaved,
+  ZeroBubbleV,
+  DualPipeV,
+  Automatic,  // made for the stages' times
+  File        // parallel.schedule_file
+};
 
 // ---- model -------------------------------------------------------------------------------------------------------
 
@@ -57,6 +67,7 @@ struct LayerConfig {
     Tanh,               // "tanh"
     Sigmoid,            // "sigmoid"
     Dropout,            // "dropout": probability
+    Delay,              // "delay": forward_ms, backward_input_ms, backward_weight_ms = 0; the identity, asleep
     Residual,           // "residual": layers = [...]; output = input + layers(input)
     Flatten             // "flatten": positions × features become one row of features
   };
@@ -70,6 +81,9 @@ struct LayerConfig {
   std::int64_t num_heads = 0;
   double eps = 1e-5;
   double probability = 0.0;  // dropout's; attention's "dropout" too
+  double forward_ms = 0.0;
+  double backward_input_ms = 0.0;
+  double backward_weight_ms = 0.0;
   bool bias = true;
   std::vector<LayerConfig> layers;
 
@@ -164,6 +178,11 @@ struct Parallel {
   ScheduleName schedule = ScheduleName::OneFOneB;
   /// Backward as I then W, the gradient sent right after I ("split_backward"), or joined in B.
   bool split_backward = true;
+  std::int64_t chunks = 0;             // stages a rank; 0: as the schedule has them (stages_a_rank)
+  std::int64_t micro_batch_group = 0;  // interleaved: micro-batches a chunk takes in turn; 0: as many as ranks
+  std::string schedule_file;           // of ScheduleName::File
+  /// What the file says. No key: one rank reads it, so that all see one text.
+  std::string schedule_text;
   PartitionRule partition = PartitionRule::Flops;
   std::vector<std::int64_t> partition_units;  // PartitionRule::Written: units of each stage
   std::string profile;                        // path of what `trainer profile` has measured; "": none
@@ -206,6 +225,9 @@ Config parse(const std::string& text, const std::string& source_name, const std:
 /// "1f1b", as the configuration spells it; and "flops".
 const char* name_of(ScheduleName schedule);
 const char* name_of(PartitionRule rule);
+
+/// Stages of a pipeline rank as far as the configuration says; a schedule from a file says it itself (0).
+std::int64_t stages_a_rank(const Parallel& parallel);
 
 /// The whole configuration as JSON with every key written out; parse(to_json(c)) is c.
 std::string to_json(const Config& config);

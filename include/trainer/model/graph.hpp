@@ -53,6 +53,14 @@ struct Dropout {
   std::int64_t total_features = 0;
   double probability = 0;
 };
+/// The identity, and its gradient too, each call of which takes a stated time asleep: work without arithmetic, so that
+/// more ranks than cores can show how a schedule behaves. Its W half is a sleep as well, though there is no parameter.
+struct Delay {
+  std::int64_t features = 0;
+  double forward_ms = 0;  // of one micro-batch, as the others
+  double backward_input_ms = 0;
+  double backward_weight_ms = 0;
+};
 struct Add {  // two inputs of one shape
   std::int64_t features = 0;
 };
@@ -70,7 +78,7 @@ struct MeanSquaredError {
   std::int64_t features = 0;
 };
 
-using Op = std::variant<Embedding, PositionEmbedding, Linear, LayerNorm, Attention, Unary, Dropout, Add, Flatten,
+using Op = std::variant<Embedding, PositionEmbedding, Linear, LayerNorm, Attention, Unary, Dropout, Delay, Add, Flatten,
                         CrossEntropy, MeanSquaredError>;
 
 enum class InitKind { Zero, One, Normal, Uniform };

@@ -11,6 +11,7 @@ struct PlanRow {
   std::int64_t data = 1, pipeline = 1, tensor = 1, micro_batches = 1, samples = 1;
   std::string schedule;
   bool split_backward = false;
+  std::int64_t chunks = 1;
   std::string partition;
   std::string stages;
   std::string recompute;

@@ -23,9 +23,10 @@ struct RunSummary {
   double seconds = 0;  // in steps
   int exit_code = 0;
   std::vector<Memory> memory;
-  /// Mean seconds of the steps' passes over the schedule, but for the first step.
+  /// Mean seconds of the steps' passes over the schedule, but for the first step: one for each stage of a rank.
   struct Pass {
     int rank = 0;
+    std::int64_t stage = 0;
     double forward = 0, backward_input = 0, backward_weight = 0;  // computing, a micro-batch
     double whole = 0;                                             // a step, with waits
   };
@@ -35,7 +36,7 @@ struct RunSummary {
 
 /// {"first_step", "last_step", "loss", "validation_loss"?, "accuracy"?, "seconds", "exit_code",
 ///  "peak_memory": [{"rank", "predicted", "measured", "live_set", "process"}, …],
-///  "passes": [{"rank", "forward", "backward_input", "backward_weight", "whole"}, …], "simulated_pass"?}
+///  "passes": [{"rank", "stage", "forward", "backward_input", "backward_weight", "whole"}, …], "simulated_pass"?}
 std::string to_json(const RunSummary& summary);
 
 /// {"step", "validation_loss", "accuracy"?, "validation_targets"}

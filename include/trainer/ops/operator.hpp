@@ -32,6 +32,7 @@ struct Needs {
   bool saved_in_backward_weight = false;            // saved bytes must live until W, else until I
   bool output_gradient_in_backward_weight = false;  // dy must live until W
   bool has_weight = false;                          // backward_weight exists
+  bool always_backward_input = false;               // called (with dx null) even when nobody wants a gradient
   std::size_t saved_bytes = 0;                      // written by forward (row statistics, …), read by I and W
   std::size_t workspace_bytes = 0;                  // scratch of any one call
 };

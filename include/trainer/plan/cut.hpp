@@ -42,7 +42,8 @@ std::vector<Range> balanced_cut(const std::vector<double>& costs, std::int64_t p
 /// The same with a part's sum divided by that part's speed.
 std::vector<Range> balanced_cut(const std::vector<double>& costs, const std::vector<double>& speeds);
 
-/// Floating-point operations of one sample through these nodes, as times for the simulator.
+/// Floating-point operations of one sample through these nodes, as times for the simulator. A millisecond of a "delay"
+/// layer counts as 1e8 of them here (and as none where arithmetic is counted, model::cost).
 schedule::StageTimes flops_of(const model::Graph& graph, Range nodes);
 
 /// "h.2 … head (4)": the first and last unit (or piece of one) of a stage and how many units it has.

@@ -22,26 +22,36 @@ struct PassRequest {
   bool count_hits = false;
 };
 
-/// Sums of this rank's micro-batches in ascending order; zeros on stages without the loss.
+/// Sums of this rank's micro-batches in ascending order; zeros on ranks without the loss.
 struct PassResult {
   double loss = 0;
   std::int64_t hits = 0;
 };
 
+/// One stage of this rank as a table's walk needs it; what it points to must stay.
+struct StageProgram {
+  StageId stage;
+  const schedule::StageSlots* slots = nullptr;
+  const StageLayout* layout = nullptr;
+  ArenaLayout arena;
+  StageRunner* runner = nullptr;
+};
+
 class Executor {
  public:
-  /// The memory of `arena` (lay_out_arena) and everything referred to must stay. `messages`: rank = stage.
-  /// Transfers of two executors over the same messages are kept apart by `channel` (0 or 1), not their memory: they
-  /// take turns. Not collective, but peers must make theirs alike.
-  Executor(const model::Graph& graph, const schedule::Schedule& schedule, const schedule::StageSlots& slots,
-           StageId stage, const StageLayout& layout, std::byte* arena, StageRunner& runner, StageMessages& messages,
-           int channel, std::vector<int> world_ranks);
+  /// `stages`: all of this rank, ascending; their arenas (lay_out_arenas) lie in `arena`, which must stay with
+  /// everything referred to. `messages`: rank = pipeline rank. Transfers of two executors over the same messages are
+  /// kept apart by `channel` (0 or 1), not their memory: they take turns. `world_ranks`: [stage] of this replica and
+  /// tensor place, for messages to people. Not collective, but peers must make theirs alike.
+  Executor(const model::Graph& graph, const schedule::Schedule& schedule, std::vector<StageProgram> stages,
+           std::byte* arena, StageMessages& messages, int channel, std::vector<int> world_ranks);
 
   /// One walk over the table; `sync` may be null (forward only). Allocates nothing.
   PassResult run(const BatchSource& batches, const PassRequest& request, GradientSync* sync);
 
-  /// Computing so far, and whole walks with their waits. A joint backward counts as backward_input.
-  const schedule::StageTimes& compute_seconds() const { return compute_; }
+  /// Computing so far, [stage of this rank], and whole walks with their waits. A joint backward counts as
+  /// backward_input.
+  const std::vector<schedule::StageTimes>& compute_seconds() const { return compute_; }
   double pass_seconds() const { return pass_; }
   double receive_wait_seconds() const { return receive_wait_; }
   double send_wait_seconds() const { return send_wait_; }
@@ -57,21 +67,34 @@ class Executor {
     const std::vector<std::int32_t>* slot_of = nullptr;
     std::size_t posted = 0;
     const char* what = "";
+    int world_peer = -1;
   };
   struct Sender {
-    std::vector<Lane> ports;
+    std::vector<Lane> ports;            // none where the neighbour is on this rank
     std::vector<std::int32_t> ring_of;  // [micro-batch] → ring entry
     std::int32_t produced = 0;
     const char* what = "";
+    int world_peer = -1;
+  };
+  struct Stage : StageProgram {
+    Receiver forward_receiver, backward_receiver;
+    Sender forward_sender, backward_sender;
+    // The neighbouring stages where they are on this rank too.
+    const Stage* before = nullptr;
+    const Stage* after = nullptr;
   };
 
-  int world_rank(StageId stage) const { return stage.index() < world_ranks_.size() ? world_ranks_[stage.index()] : -1; }
-  std::byte* slot_of(Region region, std::int32_t slot) const;
+  Stage& stage_of(const schedule::Action& action) {
+    return stages_[static_cast<std::size_t>(place_of_[action.stage.index()])];
+  }
+  const Stage* here(std::int64_t stage) const;
+  std::byte* slot_of(const Stage& stage, Region region, std::int32_t slot) const;
   template <class MakeTransfer>
-  Lane make_lane(Place place, const MakeTransfer& make) const;
-  void wire_inputs(int channel);
-  void wire_outputs(int channel);
-  Frame frame_of(std::int32_t micro_batch) const;
+  Lane make_lane(const Stage& stage, Place place, const MakeTransfer& make) const;
+  void wire(Stage& stage, int channel, const std::vector<int>& world_ranks);
+  void wire_inputs(Stage& stage, int channel);
+  void wire_outputs(Stage& stage, int channel);
+  Frame frame_of(const Stage& stage, std::int32_t micro_batch) const;
   ops::MicroBatch batch_of(const BatchSource& batches, const PassRequest& request, std::int32_t micro_batch) const;
   void post_next(Receiver& receiver);
   void receive(Receiver& receiver, std::int32_t micro_batch);
@@ -79,27 +102,27 @@ class Executor {
   void reserve(Sender& sender, std::int32_t micro_batch);
   void send(Sender& sender, std::int32_t micro_batch);
   void drain(Sender& sender);
-  void forward(const BatchSource& batches, const PassRequest& request, std::int32_t micro_batch);
-  void backward(const schedule::Action& action, const BatchSource& batches, const PassRequest& request,
+  void begin_pass();
+  void walk(const schedule::Action& action, const BatchSource& batches, const PassRequest& request, GradientSync* sync);
+  void forward(Stage& stage, const BatchSource& batches, const PassRequest& request, std::int32_t micro_batch);
+  void backward(Stage& stage, const schedule::Action& action, const BatchSource& batches, const PassRequest& request,
                 GradientSync* sync);
+  /// Copies what a stage has made for a neighbour on this rank into the neighbour's slot.
+  void hand_on(const Stage& from, const Stage& to, const Frame& frame, std::int32_t micro_batch) const;
+  void hand_back(const Stage& from, const Stage& to, const Frame& frame, std::int32_t micro_batch) const;
 
   const model::Graph& graph_;
   const schedule::Schedule& schedule_;
-  const schedule::StageSlots& slots_;
-  const StageId stage_;
-  const StageLayout& layout_;
   std::byte* arena_;
-  ArenaLayout arena_layout_;
-  StageRunner& runner_;
   StageMessages& messages_;
-  std::vector<int> world_ranks_;  // [stage] of this replica and tensor place, for messages to people
-  int peer_before_ = -1, peer_after_ = -1;
-  Receiver forward_receiver_, backward_receiver_;
-  Sender forward_sender_, backward_sender_;
+  std::vector<Stage> stages_;
+  std::vector<std::int32_t> place_of_;  // [stage] → index in stages_; −1: on another rank
+  const std::vector<schedule::Action>* row_ = nullptr;
+  std::size_t reductions_ = 0;      // of this pass so far
   std::vector<LossResult> losses_;  // [micro-batch]
   std::vector<std::uint8_t> valid_;
   double receive_wait_ = 0, send_wait_ = 0;
-  schedule::StageTimes compute_{0, 0, 0};
+  std::vector<schedule::StageTimes> compute_;
   double pass_ = 0;
 };
 

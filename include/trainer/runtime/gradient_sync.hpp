@@ -18,7 +18,7 @@ namespace trainer::runtime {
 /// they lie; it is they who update it, in the weights that all compute with.
 class GradientSync {
  public:
-  /// `data`: ranks of this stage and tensor place; `pipeline`: stages of this replica and tensor place, rank = stage.
+  /// `data`: ranks of these stages and tensor place; `pipeline`: of this replica and tensor place.
   /// Collective over both.
   GradientSync(const RunPlan& plan, const plan::Coordinates& at, Parameters& parameters, ThreadPool& pool,
                comm::Communicator& data, comm::Communicator& pipeline);
@@ -56,7 +56,7 @@ class GradientSync {
     float* sum = nullptr;  // the gradient that the optimizer reads
     std::vector<TiedUse> uses;
   };
-  void make_buckets(comm::Communicator& data, Range nodes);
+  void make_buckets(comm::Communicator& data);
   void make_tied(const RunPlan& plan, const plan::Coordinates& at, comm::Communicator& pipeline);
   Tied make_tied_piece(const RunPlan& plan, const plan::Coordinates& at, comm::Communicator& pipeline,
                        const HeldParameter& held, const Piece& piece);

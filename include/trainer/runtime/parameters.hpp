@@ -35,7 +35,7 @@ struct HeldParameter {
   /// This rank speaks for the parameter (its share) in norms and checkpoints: not a copy on another tensor rank, not
   /// the second holder of a tied one.
   bool counted = true;
-  std::vector<std::size_t> gradients;  // element offset of each use in this stage, in node order
+  std::vector<std::size_t> gradients;  // element offset of each use on this rank, in node order
 };
 
 struct ParameterLayout {
@@ -45,11 +45,14 @@ struct ParameterLayout {
     std::size_t gradient = 0;
     std::int64_t elements = 0;
   };
-  std::vector<std::vector<Use>> of_node;  // [node − first node of the stage][parameter of the node]
+  std::vector<std::vector<Use>> of_node;  // [node][parameter of the node]; empty for nodes of other ranks
   std::size_t weight_elements = 0;
-  std::size_t gradient_elements = 0;  // in node order, so that a backward completes them from the end
-  std::size_t state_elements = 0;     // of this replica's share
-  bool shared = false;                // replicas are planned to lie on one node
+  std::size_t gradient_elements = 0;
+  /// Nodes with parameters as their gradients lie in memory: the stages in reverse order of their last weight
+  /// gradients, nodes of a stage in their order, so that a step completes the gradients from the end.
+  std::vector<NodeId> gradient_order;
+  std::size_t state_elements = 0;  // of this replica's share
+  bool shared = false;             // replicas are planned to lie on one node
 };
 ParameterLayout lay_out_parameters(const RunPlan& plan, const plan::LocalGraph& local, const plan::Coordinates& at);
 

@@ -26,8 +26,10 @@ struct RunPlan {
   model::Graph graph;
   plan::Mesh mesh;
   std::vector<Range> stage_nodes;                        // [stage]
+  std::vector<std::vector<StageId>> stages_of_rank;      // [pipeline rank]
   schedule::Schedule training;                           // with communication and reductions
   schedule::Schedule forward_only;                       // with communication
+  std::string schedule_origin;                           // of `auto`: what it was found as; else empty
   std::vector<schedule::StageSlots> training_slots;      // [stage]
   std::vector<schedule::StageSlots> forward_only_slots;  // [stage]
   std::int64_t micro_batch_samples = 0;
@@ -38,6 +40,11 @@ struct RunPlan {
   std::vector<int> node_of_rank;
 
   std::int64_t stages() const { return static_cast<std::int64_t>(stage_nodes.size()); }
+  /// Those of a pipeline rank, ascending; and the pipeline rank of one.
+  const std::vector<StageId>& stages_of(std::int64_t pipeline_rank) const {
+    return stages_of_rank[static_cast<std::size_t>(pipeline_rank)];
+  }
+  std::int64_t rank_of(StageId stage) const { return training.rank_of_stage[stage.index()]; }
   Range nodes(StageId stage) const { return stage_nodes[stage.index()]; }
   const std::vector<ParameterUse>& uses(ParameterId p) const { return parameter_uses[p.index()]; }
 };
@@ -69,15 +76,19 @@ struct SharedGroups {
 };
 SharedGroups on_one_node(const RunPlan& plan, const plan::Coordinates& at);
 
-/// Element counts of the sums over tensor ranks that a stage asks for.
-std::vector<std::int64_t> reduction_sizes(const RunPlan& plan, const plan::LocalGraph& local, StageId stage);
+/// Element counts of the sums over tensor ranks that the stages of a pipeline rank ask for.
+std::vector<std::int64_t> reduction_sizes(const RunPlan& plan, const plan::LocalGraph& local,
+                                          std::int64_t pipeline_rank);
+
+/// "stage 2, replica 0, tensor 1"; "stages 0+7, …" where a rank has several.
+std::string describe_place(const RunPlan& plan, std::int64_t rank);
 
 /// Bytes that one rank will hold, by purpose.
 struct MemoryPrediction {
   std::size_t weights = 0;
   std::size_t gradients = 0;
   std::size_t optimizer = 0;
-  std::size_t activations = 0;    // slots, rings and scratch of the stage
+  std::size_t activations = 0;    // slots, rings and scratch of the stages
   std::size_t communication = 0;  // staging of reductions, what is read of neighbours' gradients, remote tied gradients
   std::size_t data = 0;
   std::size_t fixed = 0;  // the process itself after MPI has started
@@ -94,11 +105,19 @@ MemoryPrediction predict_memory(const RunPlan& plan, std::int64_t rank, int thre
 /// Floating-point operations of one step over all replicas; tensor ranks share them.
 double step_flops(const RunPlan& plan);
 
-/// The layouts of a rank's stage.
+/// The layouts of a stage.
 StageLayout training_layout(const RunPlan& plan, const plan::LocalGraph& local, StageId stage, int threads);
 StageLayout forward_only_layout(const RunPlan& plan, const plan::LocalGraph& local, StageId stage, int threads);
 
-/// Elements of this stage's gradient memory that one data-parallel bucket may have.
+/// All stages of a pipeline rank and how they share its arena, for training or forward only.
+struct RankLayouts {
+  std::vector<StageLayout> stages;  // as plan.stages_of
+  RankArena arena;
+};
+RankLayouts rank_layouts(const RunPlan& plan, const plan::LocalGraph& local, std::int64_t pipeline_rank, int threads,
+                         bool training);
+
+/// Elements of a rank's gradient memory that one data-parallel bucket may have.
 inline constexpr std::int64_t kBucketElements = std::int64_t{1} << 20;
 
 }  // namespace trainer::runtime

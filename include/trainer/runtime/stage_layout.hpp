@@ -109,6 +109,15 @@ struct ArenaLayout {
 inline bool is_message(Region region) { return region == Region::SendForward || region == Region::SendBackward; }
 ArenaLayout lay_out_arena(const StageLayout& stage, const schedule::StageSlots& slots);
 
+/// The stages of one rank in one arena, one behind the other but for Scratch: a rank does one action at a time.
+struct RankArena {
+  std::vector<ArenaLayout> stages;
+  std::size_t bytes = 0;
+  std::size_t message_bytes = 0;
+};
+/// `slots`: one entry a stage.
+RankArena lay_out_arenas(const std::vector<StageLayout>& stages, const std::vector<const schedule::StageSlots*>& slots);
+
 /// Offsets for intervals of time that share one memory: greedy, largest first, lowest offset that fits.
 struct Lifetime {
   std::size_t bytes = 0;

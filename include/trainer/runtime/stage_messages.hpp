@@ -2,7 +2,9 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "trainer/comm/communicator.hpp"
 #include "trainer/comm/shared_memory.hpp"
@@ -15,17 +17,17 @@ namespace trainer::runtime {
 /// through the communicator.
 class StageMessages {
  public:
-  /// Collective over `pipeline`, which must outlive it; `bytes` of memory for this rank.
-  StageMessages(comm::Communicator& pipeline, std::size_t bytes);
+  /// Collective over `pipeline`, which must outlive it; `bytes` of memory for this rank. `boundaries`: numbers of
+  /// boundaries between stages, counted modulo this, tell apart those of a rank (boundary_numbers).
+  StageMessages(comm::Communicator& pipeline, std::size_t bytes, int boundaries);
 
   /// 64-byte aligned.
   std::byte* memory();
 
-  /// As those of the communicator; `data` of a send lies in memory(). Of the tags that a rank sends (or receives) no
-  /// two are equal modulo kLanes.
+  /// As those of the communicator; `data` of a send lies in memory(). A tag is kLanesOfBoundary · boundary + lane.
   std::unique_ptr<comm::Transfer> make_send(const void* data, std::size_t bytes, int peer, int tag);
   std::unique_ptr<comm::Transfer> make_receive(void* data, std::size_t bytes, int peer, int tag);
-  static constexpr int kLanes = 32;
+  static constexpr int kLanesOfBoundary = 32;
 
   /// Messages to other nodes move only when they are given a chance to.
   void progress() {
@@ -34,10 +36,14 @@ class StageMessages {
 
  private:
   comm::Communicator& pipeline_;
+  const int lanes_count_;
   std::unique_ptr<comm::SharedMemory> shared_;
   std::unique_ptr<comm::SharedLanes> lanes_;  // null: everything through the communicator
   Buffer own_;
   bool remote_ = false;  // some transfer goes through the communicator
 };
+
+/// The smallest modulus under which the stages of every rank have different numbers.
+int boundary_numbers(const std::vector<std::int32_t>& rank_of_stage);
 
 }  // namespace trainer::runtime

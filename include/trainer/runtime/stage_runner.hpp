@@ -79,7 +79,6 @@ class StageRunner {
   Parameters& parameters_;
   ThreadPool& pool_;
   TensorGroup& tensor_;
-  std::int64_t first_node_ = 0;
   bool look_ = false;
   NodeId found_;
 };

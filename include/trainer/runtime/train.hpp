@@ -45,8 +45,8 @@ struct RankWaits {
 /// Seconds of one rank's passes over the schedule, a step's mean without the first step: what the simulator takes, and
 /// what there was.
 struct RankPass {
-  schedule::StageTimes compute{0, 0, 0};  // of one micro-batch; a joint backward is in backward_input
-  double whole = 0;                       // of a step, with waits
+  std::vector<schedule::StageTimes> compute;  // [stage of the rank] of one micro-batch; B is in backward_input
+  double whole = 0;                           // of a step, with waits
 };
 
 struct TrainResult {

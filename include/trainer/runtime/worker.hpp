@@ -1,4 +1,4 @@
-// One rank of a run: its stage, memory, groups and messages, made once; then steps and evaluations.
+// One rank of a run: its stages, memory, groups and messages, made once; then steps and evaluations.
 #pragma once
 
 #include <cstdint>
@@ -59,16 +59,18 @@ class Worker {
   Waits waits() const;
   /// Seconds of the training passes so far.
   struct PassTimes {
-    schedule::StageTimes compute{0, 0, 0};  // a joint backward counts as backward_input
-    double whole = 0;                       // with waits
+    std::vector<schedule::StageTimes> compute;  // [stage of this rank]; a joint backward counts as backward_input
+    double whole = 0;                           // with waits
   };
   PassTimes pass_times() const;
 
  private:
-  struct Program;  // a layout, its runner and executor
+  struct Program;  // layouts, their runners and executor
+  void wire(Program& program, const schedule::Schedule& schedule, const std::vector<schedule::StageSlots>& slots,
+            int channel);
   GlobalBatch training_batch(std::int64_t step) const;
   double targets_of(const GlobalBatch& batch) const;
-  /// World ranks of the stages of this replica and tensor place.
+  /// [stage] world ranks of this replica and tensor place.
   std::vector<int> stage_ranks() const;
   void measure_norms();
   [[noreturn]] void diverge(std::int64_t step, double loss, double grad_norm);
@@ -78,7 +80,6 @@ class Worker {
   ThreadPool& pool_;
   comm::Communicator& world_;
   plan::Coordinates at_;
-  StageId stage_;
   plan::LocalGraph local_;
   storage::Split split_;
   std::int64_t total_steps_ = 0;

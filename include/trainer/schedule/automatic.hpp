@@ -32,9 +32,6 @@ struct Automatic {
 /// cap.
 Automatic automatic(const std::vector<StageTimes>& times, const AutomaticOptions& options);
 
-/// (stage, micro-batch) pairs that each rank holds at most from F to W or B: [rank].
-std::vector<std::int64_t> most_held(const Schedule& schedule);
-
 /// No table with this placement is faster: a rank cannot begin before its first input nor go backward before a
 /// micro-batch has been through all stages; behind its last I come the I of the stages below and stage 0's W. Of F at
 /// most `most_held` (0: all) run before the first I, of W as many wait behind the last I.

@@ -84,6 +84,9 @@ Schedule zero_bubble_h1(const PipelineShape& shape);
 Schedule zero_bubble_h2(const PipelineShape& shape);
 /// Evaluation.
 Schedule forward_only(const PipelineShape& shape);
+/// Evaluation by the stages of a training table where they are: its forwards in its order, with their messages. What
+/// waits for what is a part of that in the training table, so this runs where that does.
+Schedule forwards_of(const Schedule& training);
 
 // Several stages a rank. An order for more micro-batches with those that are not there left out serves where a
 // published order needs more than there are.
@@ -111,7 +114,8 @@ const Generator* find_generator(std::string_view name);
 
 // Passes: Schedule → Schedule.
 /// Adds a send right behind the action that makes a value (I or B for gradients) and a receive right before the one
-/// that needs it, where producer and consumer sit on different ranks. Where a rank holds several stages and receives so
+/// that needs it (and before it those of messages that left earlier over the same boundary: they come out in order),
+/// where producer and consumer sit on different ranks. Where a rank holds several stages and receives so
 /// late that finite buffers would make the table stand still (interleaving in large groups), they are brought forward
 /// to where the message arrives under equal times. Sends and receives already there are replaced.
 Schedule add_communication(Schedule schedule);
@@ -156,10 +160,16 @@ struct Violation {
 /// Checks, in this order: every stage and micro-batch forward once and backward once (B, or I before W) on the rank
 /// that holds the stage; F before I; W (and B) of a stage in ascending micro-batch, and its reduction (if any stage has
 /// one) behind them; each send matched by one receive and the reverse, behind what makes the value and before what
-/// needs it, wherever neighbouring stages sit on different ranks; no deadlock under rendezvous sends, with posted
-/// receives and send rings as the executor has them (see StageSlots). nullopt: valid, the executor can run it. A
-/// deadlock names the smallest cycle as ranks, actions and peers. Linear in the number of actions.
+/// needs it, in the order of the sends, wherever neighbouring stages sit on different ranks; no deadlock under
+/// rendezvous sends, with posted receives and send rings as the executor has them (see StageSlots). nullopt: valid, the
+/// executor can run it. A deadlock names the smallest cycle as ranks, actions and peers. Linear in the number of
+/// actions.
 std::optional<Violation> verify(const Schedule& schedule);
+
+/// [rank] (stage, micro-batch) pairs held at most from F to W or B.
+std::vector<std::int64_t> most_held(const Schedule& schedule);
+/// The first forward with which a rank holds more than `cap` of them; nullopt: all ranks stay within it.
+std::optional<Violation> over_cap(const Schedule& schedule, std::int64_t cap);
 
 /// Times for the simulator, seconds.
 struct StageTimes {
