@@ -84,7 +84,8 @@ Basis basis_of(const config::PlanCommand& command, const config::Config& config)
     }
   }
   if (!command.memory_per_rank.empty()) {
-    basis.memory = plan::parse_bytes(command.memory_per_rank);
+    const std::optional<std::int64_t> bytes = config::bytes_of(command.memory_per_rank);
+    basis.memory = bytes ? static_cast<double>(*bytes) : 0;
     if (basis.memory <= 0) {
       throw Error(ExitCode::Usage, fmt::format("plan: --memory-per-rank is \"{}\"; expected a size, for example 8GiB",
                                                command.memory_per_rank));
@@ -119,7 +120,7 @@ observe::PlanRow row_of(const runtime::PlannedLayout& layout) {
           .chunks = parallel.chunks,
           .partition = config::name_of(parallel.partition),
           .stages = layout.stages,
-          .recompute = "none",
+          .recompute = layout.recompute,
           .step_seconds = p.step_seconds,
           .bubble = p.bubble,
           .communication = p.communication,

@@ -14,6 +14,7 @@
 #include "trainer/observe/reporters.hpp"
 #include "trainer/ops/matmul.hpp"
 #include "trainer/runtime/agreement.hpp"
+#include "trainer/runtime/recompute.hpp"
 #include "trainer/runtime/train.hpp"
 #include "trainer/runtime/worker.hpp"
 
@@ -70,6 +71,28 @@ void require_memory(comm::Communicator& world, const runtime::RunPlan& plan, con
   });
 }
 
+// What training.recompute = "auto" may fill: the stated memory, else an equal share of what the node has left, the
+// least of all nodes.
+runtime::MemoryLimit memory_limit(comm::Communicator& world, const config::Config& config, std::int64_t ranks_here) {
+  if (config.parallel.memory_per_rank > 0) {
+    return {.bytes = static_cast<std::size_t>(config.parallel.memory_per_rank), .own = false};
+  }
+  double share[1] = {-comm::available_memory() / static_cast<double>(ranks_here)};
+  world.max(share);
+  return {.bytes = static_cast<std::size_t>(-share[0]), .own = true};
+}
+
+// Decides "auto" and holds the plan to parallel.memory_per_rank.
+void fit_memory(comm::Communicator& world, runtime::RunPlan& plan, const comm::NodePlan& node, std::int64_t ranks_here,
+                std::size_t data_bytes) {
+  const runtime::MemoryLimit limit = memory_limit(world, plan.config, ranks_here);
+  runtime::agree(world, [&] {
+    // Of what the node has left, the data set is gone already.
+    runtime::fit_recompute(plan, node.threads, limit.own ? 0 : data_bytes, limit);
+    runtime::require_memory_per_rank(plan, node.threads, data_bytes);
+  });
+}
+
 // Peak of all cores that the ranks compute on, from one measured while the others wait.
 double total_peak_flops(comm::Communicator& world, const comm::NodePlan& node, ops::MatmulPrecision precision) {
   double facts[2] = {0, 0};
@@ -119,12 +142,14 @@ ExitCode train(Context& context, const config::TrainCommand& command) {
     runtime::check_samples(plan, *data);
   });
   if (command.dry_run) {
+    fit_memory(world, plan, node, ranks, data->bytes());
     if (world.rank() == 0)
       print(fmt::format("{}{}", summary(plan), partition_table(plan, node.threads, data->bytes())));
     return ExitCode::Done;
   }
 
   plan.node_of_rank = comm::node_of_rank(world);
+  fit_memory(world, plan, node, node.ranks_on_node, data->bytes());
   require_memory(world, plan, node);
   install_signal_handlers();
   runtime::TrainOptions options;

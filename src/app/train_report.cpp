@@ -11,6 +11,7 @@
 #include "trainer/observe/summary.hpp"
 #include "trainer/plan/cut.hpp"
 #include "trainer/runtime/parameters.hpp"
+#include "trainer/runtime/recompute.hpp"
 
 namespace trainer::app {
 
@@ -50,23 +51,31 @@ std::string partition_table(const runtime::RunPlan& plan, int threads, std::size
       rows);
 }
 
+// What the backward computes again, and what it costs beside "FLOPs a step".
+static std::string recompute_line(const runtime::RunPlan& plan) {
+  if (plan.config.training.recompute == config::Recompute::None) return {};
+  const double again = runtime::recompute_flops(plan);
+  return fmt::format("recompute: {}; {} FLOPs a step more ({:.1f}%)\n", runtime::describe_recompute(plan),
+                     human_count(again), 100.0 * again / runtime::step_flops(plan));
+}
+
 std::string summary(const runtime::RunPlan& plan) {
   const config::Config& c = plan.config;
   std::vector<schedule::StageTimes> times;
   for (std::int64_t s = 0; s < plan.stages(); ++s) {
-    times.push_back(plan::flops_of(plan.graph, plan.nodes(StageId(s))));
+    times.push_back(runtime::stage_flops(plan, StageId(s)));
   }
   const double bubble = schedule::simulate(plan.training, times).bubble();
   return fmt::format(
       "model: {} parameters, {} units, {} FLOPs a step\n"
       "mesh: data {} × pipeline {} × tensor {} = {} ranks; {} micro-batches of {} samples a replica\n"
-      "schedule: {}, predicted bubble {:.1f}%\n",
+      "schedule: {}, predicted bubble {:.1f}%\n{}",
       human_count(static_cast<double>(model::parameter_elements(plan.graph))), plan.graph.units.size(),
       human_count(runtime::step_flops(plan)), plan.mesh.data, plan.mesh.pipeline, plan.mesh.tensor, plan.mesh.size(),
       c.training.micro_batches, plan.micro_batch_samples,
       plan.schedule_origin.empty() ? config::name_of(c.parallel.schedule)
                                    : fmt::format("auto ({})", plan.schedule_origin),
-      100.0 * bubble);
+      100.0 * bubble, recompute_line(plan));
 }
 
 namespace {

@@ -88,7 +88,7 @@ class NodeMemory final : public SharedMemory {
   }
 
  private:
-  std::uint64_t* counter(int rank, int channel) const {
+  Counter& counter(int rank, int channel) const {
     return counter_of(parts_[static_cast<std::size_t>(rank)].data(), channel);
   }
 

@@ -1,12 +1,12 @@
 // The one blocking wait of the program, and how politely it waits.
 #include <fmt/format.h>
 #include <sched.h>
-#include <time.h>
 
 #include <algorithm>
 #include <chrono>
 #include <utility>
 
+#include "alarm.hpp"
 #include "trainer/comm/communicator.hpp"
 #include "trainer/core/error.hpp"
 
@@ -17,17 +17,20 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr double kSpinSeconds = 50e-6;
-// From when on a wait sleeps between polls. A yielding wait soon: sched_yield chooses among the tasks of one scheduling
+// A wait sleeps between polls. A yielding wait soon: sched_yield chooses among the tasks of one scheduling
 // group only, and under Linux's autogroups each session is a group; mpiexec of MPICH gives every rank a session of its
 // own, so that a yielding rank keeps its core for a whole time slice (3.8 ms a hop between two ranks on one core,
 // against 0.07 ms by sleeping). A spinning wait sleeps only when it is surely idle (rank 0 saves, evaluates or starts
 // up).
-constexpr double kSleepAfterYielding = 30e-6;
 constexpr double kSleepAfterSpinning = 0.1;
-// Sleeps are this share of the time waited so far, so that they add no more than that to any wait.
-constexpr double kSleepShare = 1.0 / 16;
-constexpr double kShortestSleep = 20e-6;
-constexpr double kLongestSleep = 1e-3;
+// Sleeps are a share of the time waited so far, so that they add no more than that to any wait. A yielding wait begins
+// to sleep `after` so many seconds.
+struct Sleep {
+  double after, share, shortest, longest;
+};
+constexpr Sleep kBetweenPolls{30e-6, 1.0 / 16, 20e-6, 1e-3};
+// What is awaited in shared memory ends them at once (alarm.hpp); they end by themselves only for other traffic's sake.
+constexpr Sleep kWithAlarm{5e-6, 1.0 / 4, 100e-6, 1e-3};
 
 WaitPolicy& policy() {
   static WaitPolicy the_policy;
@@ -37,13 +40,12 @@ WaitPolicy& policy() {
 double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
 
 void give_core_away(double waited, bool yielding) {
-  if (waited < (yielding ? kSleepAfterYielding : kSleepAfterSpinning)) {
+  const Sleep sleep = alarm_is_set() ? kWithAlarm : kBetweenPolls;
+  if (waited < (yielding ? sleep.after : kSleepAfterSpinning)) {
     sched_yield();
     return;
   }
-  const double pause = std::clamp(waited * kSleepShare, kShortestSleep, kLongestSleep);
-  const timespec length{0, static_cast<long>(pause * 1e9)};
-  nanosleep(&length, nullptr);
+  sleep_until_alarm(std::clamp(waited * sleep.share, sleep.shortest, sleep.longest));
 }
 
 [[noreturn]] void throw_hang(const WaitTag& tag, double waited) {
@@ -67,6 +69,7 @@ double wait_until(const std::function<bool()>& done, const WaitTag& tag) {
   const Clock::time_point begin = Clock::now();
   const WaitPolicy& how = policy();
   while (true) {
+    forget_alarm();
     if (done()) return seconds_since(begin);
     const double waited = seconds_since(begin);
     if (how.hang_seconds > 0 && waited > how.hang_seconds) throw_hang(tag, waited);

@@ -26,6 +26,7 @@ class ValueChecker {
  private:
   void check_list(const Array& array, const std::string& path, const Rule& rule);
   void check_word(const Value& value, const std::string& path, const Rule& rule);
+  void check_names(const Array& array, const std::string& path);
   void check_text(const Value& value, const std::string& path, const Rule& rule);
   void check_integer(const Value& value, const std::string& path, const Rule& rule);
   void check_number(const Value& value, const std::string& path, const Rule& rule);
@@ -36,7 +37,8 @@ class ValueChecker {
 
 void ValueChecker::mismatch(const Value& value, const std::string& path, const Rule& rule) {
   // A number in quotes looks like a number.
-  const bool wants_text = rule.kind == Kind::Text || rule.kind == Kind::Character || rule.kind == Kind::Choice;
+  const bool wants_text = rule.kind == Kind::Text || rule.kind == Kind::Character || rule.kind == Kind::Choice ||
+                          rule.kind == Kind::Names || rule.kind == Kind::Bytes;
   const char* kind = value.as<std::string>() && !wants_text ? " (a string)" : "";
   origin_.fail({path}, fmt::format("{} is {}{}; expected {}", path, to_short_text(value), kind, expectation(rule)));
 }
@@ -101,6 +103,14 @@ void ValueChecker::check_list(const Array& array, const std::string& path, const
   }
 }
 
+void ValueChecker::check_names(const Array& array, const std::string& path) {
+  if (array.size() > kMostElements) {
+    origin_.fail({path}, fmt::format("{} has {} elements; at most {} are read", path, array.size(), kMostElements));
+  }
+  const Rule name{.kind = Kind::Text, .least = 1};
+  for (std::size_t i = 0; i < array.size(); ++i) check_text(array[i], join_path(path, i), name);
+}
+
 void ValueChecker::check_text(const Value& value, const std::string& path, const Rule& rule) {
   const std::string* text = value.as<std::string>();
   if (!text || text->size() < static_cast<std::size_t>(rule.least)) mismatch(value, path, rule);
@@ -132,6 +142,15 @@ void ValueChecker::check(const Value& value, const std::string& path, const Rule
       if (!array) return check_word(value, path, rule);
       if (array->empty()) mismatch(value, path, rule);
       return check_list(*array, path, rule);
+    case Kind::Names:
+      if (!array) return check_word(value, path, rule);
+      if (array->empty()) mismatch(value, path, rule);
+      return check_names(*array, path);
+    case Kind::Bytes: {
+      const auto* integer = value.as<std::int64_t>();
+      if (!(integer && *integer >= 0) && !(text && bytes_of(*text))) mismatch(value, path, rule);
+      return;
+    }
     case Kind::NumberPair:
       if (!array || array->size() != 2) mismatch(value, path, rule);
       return check_list(*array, path, rule);

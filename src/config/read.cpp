@@ -87,7 +87,6 @@ class Reader {
 void Reader::unknown_key(const Value& value, const std::string& path, const std::string& name,
                          const std::string& prefix, const SectionInfo& section) {
   const std::string object_path = path.substr(0, path.size() - join_path("", name.substr(prefix.size())).size());
-  if (is_later_key(path)) origin_.fail({path}, fmt::format("{} is a key that this version does not have", path));
   std::vector<std::string> names;
   for (const KeyInfo* key : section.keys) {
     if (key->name.rfind(prefix, 0) == 0) names.push_back(key->name.substr(prefix.size()));

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <optional>
 
+#include "other_keys.hpp"
 #include "trainer/core/error.hpp"
 
 namespace trainer::config {
@@ -315,6 +316,7 @@ void add_training(Schema& s) {
            "of what matrix products multiply; weights and sums stay float32", {"float16", "float64"}),
        key("bfloat16_emulation", &T::bfloat16_emulation,
            "on CPUs without bfloat16 instructions: the same results at float32's speed; false: refuse"),
+       recompute_key("what the backward computes again instead of keeping it; auto: the least that fits the memory"),
        seed_key("of initial weights, dropout and the order of samples"),
        key("eval_every", &T::eval_every, 0, kMostSteps, "steps between evaluations; 0: only at the end"),
        key("time_limit", &T::time_limit, kSeconds, "seconds; then save and leave with code 75; 0: none"),
@@ -359,7 +361,8 @@ void add_the_rest(Schema& s) {
            "interleaved: micro-batches that a chunk takes in turn; 0: as many as pipeline ranks"),
        key("schedule_file", &P::schedule_file, "CSV of schedule file, as trainer schedule prints it"),
        partition_key("what stages balance, or the units of each stage; profile: measured times"),
-       key("profile", &P::profile, "file of `trainer profile`, for partition \"profile\"; \"\": none")}};
+       key("profile", &P::profile, "file of `trainer profile`, for partition \"profile\"; \"\": none"),
+       memory_key("that no rank may be predicted to need; 0: what the node has")}};
   s.checkpoint = {"checkpoint",
                   "",
                   {key("directory", &Checkpoint::directory, "where checkpoints go; \"\": none are written"),
@@ -444,11 +447,6 @@ const std::vector<SectionInfo>& sections() {
   return table;
 }
 
-bool is_later_key(const std::string& path) {
-  static const std::vector<std::string> later = {"training.recompute"};
-  return std::find(later.begin(), later.end(), path) != later.end();
-}
-
 const char* name_of(ScheduleName schedule) {
   for (const auto& [word, value] : kSchedules) {
     if (value == schedule) return word;
@@ -493,6 +491,10 @@ std::string expectation(const Rule& rule) {
       return "a list of two numbers" + number_expectation(rule).substr(8);
     case Kind::Partition:
       return join_choices(rule.choices) + ", or a list of the units of each stage";
+    case Kind::Names:
+      return join_choices(rule.choices) + ", or a list of layers by name";
+    case Kind::Bytes:
+      return "a number of bytes, as 4294967296, \"4GiB\" or \"4GB\"";
     case Kind::Layers:
       return "a list of layers, each an object with a \"type\"";
   }

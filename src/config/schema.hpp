@@ -12,7 +12,21 @@
 
 namespace trainer::config {
 
-enum class Kind { Integer, Seed, Number, Boolean, Text, Character, Choice, Integers, NumberPair, Partition, Layers };
+enum class Kind {
+  Integer,
+  Seed,
+  Number,
+  Boolean,
+  Text,
+  Character,
+  Choice,
+  Integers,
+  NumberPair,
+  Partition,
+  Names,
+  Bytes,
+  Layers
+};
 
 /// Which values a key takes. A list's bounds are those of its elements.
 struct Rule {
@@ -23,7 +37,7 @@ struct Rule {
   double high = std::numeric_limits<double>::infinity();
   bool open_low = false;
   bool open_high = false;                 // `high` itself is not taken
-  std::vector<std::string> choices = {};  // Choice, Partition
+  std::vector<std::string> choices = {};  // Choice, Partition, Names
   std::vector<std::string> later = {};    // words of the field that this version does not have
 };
 
@@ -87,9 +101,6 @@ struct SectionInfo {
   std::vector<const KeyInfo*> keys;  // with "type" first where there is one
 };
 const std::vector<SectionInfo>& sections();
-
-/// A key of a later version: "training.recompute".
-bool is_later_key(const std::string& path);
 
 /// "an integer from 1 to 10", "a number in [0, 1)", `"gpt", "mlp" or "sequential"`.
 std::string expectation(const Rule& rule);

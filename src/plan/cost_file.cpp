@@ -3,10 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <charconv>
+#include <optional>
 #include <tuple>
 
 #include "json_reader.hpp"
+#include "trainer/config/config.hpp"
 #include "trainer/core/error.hpp"
 
 namespace trainer::plan {
@@ -80,8 +81,9 @@ NodeGroup read_group(const JsonValue& value) {
   group.ranks = value.has("ranks") ? value.at("ranks").integer(1, group.cores) : group.cores;
   group.core_flops = 1e9 * value.at("gflops_per_core").number(1e-3, 1e6);
   if (value.has("memory")) {
-    group.memory = parse_bytes(value.at("memory").text());
-    if (group.memory <= 0) value.at("memory").fail("a size as \"64GiB\"");
+    const std::optional<std::int64_t> bytes = config::bytes_of(value.at("memory").text());
+    if (!bytes || *bytes == 0) value.at("memory").fail("a size, for example \"64GiB\"");
+    group.memory = static_cast<double>(*bytes);
   }
   group.memory_bandwidth =
       value.has("memory_bandwidth_gb_s") ? 1e9 * value.at("memory_bandwidth_gb_s").number(1e-3, 1e6) : 0;
@@ -220,23 +222,6 @@ RankPlaces place(const Cluster& cluster, std::int64_t ranks) {
     }
   }
   return places;
-}
-
-double parse_bytes(const std::string& text) {
-  constexpr std::pair<const char*, double> kUnits[] = {{"", 1},         {"B", 1},         {"KB", 1e3},
-                                                       {"MB", 1e6},     {"GB", 1e9},      {"TB", 1e12},
-                                                       {"KiB", 0x1p10}, {"MiB", 0x1p20},  {"GiB", 0x1p30},
-                                                       {"TiB", 0x1p40}};
-  double number = 0;
-  const char* const end = text.data() + text.size();
-  const auto [at, problem] = std::from_chars(text.data(), end, number);
-  if (problem != std::errc{} || !(number >= 0) || number > kMostSize) return -1;
-  std::string unit(at, end);
-  unit.erase(0, std::min(unit.find_first_not_of(' '), unit.size()));
-  for (const auto& [name, bytes] : kUnits) {
-    if (unit == name) return number * bytes;
-  }
-  return -1;
 }
 
 }  // namespace trainer::plan

@@ -286,6 +286,12 @@ PieceCosts::PieceCosts(const CostModel& costs, const Graph& graph, const PieceSi
     const auto& [seconds, is_measured] = found->second;
     total += seconds.forward;
     if (is_measured) measured += seconds.forward;
+    std::vector<double> shares;
+    for (std::int64_t i = piece.node_begin; i < piece.node_end; ++i) {
+      shares.push_back(estimated_seconds(costs, graph, local_, {i, i + 1}, size.samples, bfloat16).forward);
+    }
+    const double whole = std::accumulate(shares.begin(), shares.end(), 0.0);
+    for (const double share : shares) forward_.push_back(whole > 0 ? seconds.forward * share / whole : 0);
     pieces_.push_back(seconds);
     prefix_.push_back(prefix_.back());
     prefix_.back() += seconds;
@@ -308,6 +314,14 @@ PassSeconds PieceCosts::estimate(const CostModel& costs, const LocalGraph& undiv
   seconds.sums = 0;
   seconds += tensor_sums(costs, graph_, local_, nodes, size_.samples, size_.tensor, tensor_on_one_node);
   return seconds;
+}
+
+double PieceCosts::forward_of(Range nodes, const std::vector<NodeId>& some) const {
+  double sum = 0;
+  for (const NodeId node : some) {
+    if (node.value >= nodes.begin && node.value < nodes.end) sum += forward_[node.index()];
+  }
+  return sum;
 }
 
 double PieceCosts::boundary_bytes(std::int64_t node) const {

@@ -165,11 +165,12 @@ std::vector<Range> nodes_of(const std::vector<model::Unit>& units, const std::ve
   return nodes;
 }
 
-std::vector<Range> fewest_flops(const model::Graph& graph, const schedule::Schedule& table) {
+std::vector<Range> fewest_flops(const model::Graph& graph, const schedule::Schedule& table,
+                                const std::vector<NodeId>& again) {
   std::vector<double> sums;
   std::vector<schedule::StageTimes> prefix(1, {0, 0, 0});  // [i] of the first i pieces
   for (const model::Unit& piece : graph.pieces) {
-    const schedule::StageTimes cost = flops_of(graph, {piece.node_begin, piece.node_end});
+    const schedule::StageTimes cost = flops_of(graph, {piece.node_begin, piece.node_end}, again);
     sums.push_back(sum_of(cost));
     const schedule::StageTimes& before = prefix.back();
     prefix.push_back({before.forward + cost.forward, before.backward_input + cost.backward_input,
@@ -227,7 +228,7 @@ std::vector<Range> balanced_cut(const std::vector<double>& costs, const std::vec
 }
 
 std::vector<Range> cut_stages(const model::Graph& graph, const config::Parallel& parallel,
-                              const schedule::Schedule& table) {
+                              const schedule::Schedule& table, const std::vector<NodeId>& again) {
   const auto units = static_cast<std::int64_t>(graph.units.size());
   const std::int64_t stages = table.stages;
   require_enough_units(graph, table);
@@ -245,7 +246,7 @@ std::vector<Range> cut_stages(const model::Graph& graph, const config::Parallel&
       return nodes_of(graph.units, balanced_cut(costs, stages));
     }
     case config::PartitionRule::Flops:
-      return nodes_of(graph.pieces, fewest_flops(graph, table));
+      return nodes_of(graph.pieces, fewest_flops(graph, table, again));
     case config::PartitionRule::Profile:
       internal_error("a cut by measured times without them");
   }
@@ -266,7 +267,11 @@ std::vector<Range> cut_by_costs(const model::Graph& graph, const schedule::Sched
 std::vector<PassSeconds> StageCosts::stages(const std::vector<Range>& stage_nodes) const {
   std::vector<PassSeconds> all;
   for (std::size_t s = 0; s < stage_nodes.size(); ++s) {
-    all.push_back(pieces->stage(stage_nodes[s]) * (slower / (stage_speed.empty() ? 1.0 : stage_speed[s])));
+    PassSeconds stage = pieces->stage(stage_nodes[s]);
+    const double once_more = pieces->forward_of(stage_nodes[s], again);
+    stage.backward_input += once_more;
+    stage.backward += once_more;
+    all.push_back(stage * (slower / (stage_speed.empty() ? 1.0 : stage_speed[s])));
   }
   return all;
 }
@@ -275,18 +280,18 @@ std::vector<double> StageCosts::speeds(std::int64_t stages) const {
   return stage_speed.empty() ? std::vector<double>(static_cast<std::size_t>(stages), 1.0) : stage_speed;
 }
 
-schedule::StageTimes flops_of(const model::Graph& graph, Range nodes) {
+schedule::StageTimes flops_of(const model::Graph& graph, Range nodes, const std::vector<NodeId>& again) {
   schedule::StageTimes times{0, 0, 0};
   for (std::int64_t i = nodes.begin; i < nodes.end; ++i) {
-    const model::NodeCost cost = model::cost(graph.nodes[static_cast<std::size_t>(i)], graph);
+    model::NodeCost cost = model::cost(graph.nodes[static_cast<std::size_t>(i)], graph);
+    if (const auto* delay = std::get_if<model::Delay>(&graph.nodes[static_cast<std::size_t>(i)].op)) {
+      cost = {kDelayFlops * delay->forward_ms, kDelayFlops * delay->backward_input_ms,
+              kDelayFlops * delay->backward_weight_ms};
+    }
     times.forward += cost.forward;
     times.backward_input += cost.backward_input;
     times.backward_weight += cost.backward_weight;
-    if (const auto* delay = std::get_if<model::Delay>(&graph.nodes[static_cast<std::size_t>(i)].op)) {
-      times.forward += kDelayFlops * delay->forward_ms;
-      times.backward_input += kDelayFlops * delay->backward_input_ms;
-      times.backward_weight += kDelayFlops * delay->backward_weight_ms;
-    }
+    if (std::binary_search(again.begin(), again.end(), NodeId(i))) times.backward_input += cost.forward;
   }
   return times;
 }

@@ -193,7 +193,7 @@ void Executor::receive(Receiver& receiver, std::int32_t micro_batch) {
 }
 
 void Executor::reserve(Sender& sender, std::int32_t micro_batch) {
-  const std::int32_t entry = sender.produced++ % schedule::kSendSlots;
+  const std::int32_t entry = sender.produced++ % kSendRing;
   sender.ring_of[static_cast<std::size_t>(micro_batch)] = entry;
   for (Lane& lane : sender.ports) {
     send_wait_ +=

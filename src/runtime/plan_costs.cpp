@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "trainer/runtime/recompute.hpp"
+
 namespace trainer::runtime {
 
 namespace {
@@ -47,6 +49,8 @@ plan::StageCosts stage_costs(const RunPlan& plan, const PlanCosts& costs,
       plan.config.training.precision == config::Precision::BFloat16);
   stages.transfer = plan.mesh.pipeline > 1 ? transfer_seconds(plan, model, *pieces) : 0;
   stages.pieces = pieces;
+  const Range all{0, static_cast<std::int64_t>(plan.graph.nodes.size())};
+  stages.again = recomputed_nodes(plan.graph, all, plan.recompute);
   const std::vector<double>& speed = costs.machines.speed;
   const bool all_together = plan.mesh.tensor == plan.mesh.size();
   stages.slower = all_together ? 1 : model.unevenness;

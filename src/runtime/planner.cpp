@@ -8,7 +8,7 @@
 
 #include "trainer/core/error.hpp"
 #include "trainer/runtime/plan_costs.hpp"
-#include "trainer/schedule/automatic.hpp"
+#include "trainer/runtime/recompute.hpp"
 
 namespace trainer::runtime {
 
@@ -28,6 +28,7 @@ struct Candidate {
   bool split_backward = false;
   std::int64_t chunks = 1;
   config::PartitionRule cut = config::PartitionRule::Flops;
+  config::Recompute recompute = config::Recompute::None;
   double bound = 0;  // seconds that a step takes at least
 };
 
@@ -71,7 +72,9 @@ class Planner {
     const double bound = lower_bound(size);
     const config::PartitionRule best = has_profile() ? config::PartitionRule::Profile : config::PartitionRule::Flops;
     if (size.pipeline == 1) {
-      to.push_back({size, config::ScheduleName::OneFOneB, true, 1, config::PartitionRule::Flops, bound});
+      add_recompute({size, config::ScheduleName::OneFOneB, true, 1, config::PartitionRule::Flops,
+                     config::Recompute::None, bound},
+                    to);
       return;
     }
     std::vector<config::PartitionRule> cuts = {best};
@@ -88,12 +91,25 @@ class Planner {
       for (const auto cut : cuts) {
         // Other cuts than the best are for comparing with schedules that people know.
         if (cut != best && (automatic || order.chunks > 1)) continue;
-        to.push_back({size, order.schedule, order.split_backward, order.chunks, cut, bound});
+        const Candidate candidate{size, order.schedule, order.split_backward,           order.chunks,
+                                  cut,  config::Recompute::None, bound};
+        if (cut == best && all) {
+          add_recompute(candidate, to);
+        } else {
+          to.push_back(candidate);
+        }
       }
     }
   }
 
-  // Weights, gradients and optimizer state alone, evenly divided.
+  // With nothing recomputed, and with everything; under a cap what does not fit recomputes the least that does instead.
+  void add_recompute(Candidate candidate, std::vector<Candidate>& to) const {
+    to.push_back(candidate);
+    candidate.recompute = config::Recompute::Full;
+    if (r_.memory <= 0) to.push_back(candidate);
+  }
+
+  // Weights and gradients alone, evenly divided.
   bool fits_at_all(const LayoutSize& size) {
     if (r_.memory <= 0) return true;
     const auto elements = static_cast<double>(model::parameter_elements(graph_));
@@ -158,6 +174,11 @@ class Planner {
     const bool by_profile =
         candidate.cut == config::PartitionRule::Profile || candidate.schedule == config::ScheduleName::Automatic;
     if (!by_profile) config.parallel.profile.clear();
+    config.training.recompute = candidate.recompute;
+    config.training.recompute_layers.clear();
+    if (candidate.recompute == config::Recompute::Auto) {
+      config.parallel.memory_per_rank = static_cast<std::int64_t>(r_.memory);
+    }
     config.training.micro_batches = candidate.size.micro_batches;
     config.training.micro_batch_size = candidate.size.samples;
     return config;
@@ -181,7 +202,7 @@ class Planner {
     }
   }
 
-  void consider(const Candidate& candidate, std::set<std::string>& seen) {
+  void consider(Candidate candidate, std::set<std::string>& seen) {
     PlannedLayout layout;
     layout.size = candidate.size;
     layout.config = configured(candidate);
@@ -192,27 +213,43 @@ class Planner {
       if (error.code() != ExitCode::Usage) throw;
       return rejections_.add(error.what(), plan::to_string(candidate.size));
     }
-    std::string key = fmt::format("{} {} {} {} {}", plan::to_string(candidate.size), candidate.size.micro_batches,
-                                  config::name_of(candidate.schedule), candidate.chunks, candidate.split_backward);
-    for (const Range nodes : plan.stage_nodes) {
-      key += fmt::format(" {}", nodes.end);
-      layout.stages += (layout.stages.empty() ? "" : " | ") + plan::describe_stage(plan.graph, nodes);
-    }
+    std::string key = fmt::format("{} {} {} {} {} {}", plan::to_string(candidate.size), candidate.size.micro_batches,
+                                  config::name_of(candidate.schedule), candidate.chunks, candidate.split_backward,
+                                  static_cast<int>(candidate.recompute));
+    for (const Range nodes : plan.stage_nodes) key += fmt::format(" {}", nodes.end);
     if (!seen.insert(key).second) return;
-    if (plan.stages() == 1) layout.stages.clear();
-    layout.prediction = predict(plan, *r_.costs.model, r_.costs.machines.speed);
     layout.memory = peak_memory(plan, r_.threads, r_.data_bytes);
     if (r_.memory > 0 && static_cast<double>(layout.memory) > r_.memory) {
-      return reject_for_memory(candidate.size, fmt::format(", {} micro-batches, {}: {:.4g} GiB",
-                                                           candidate.size.micro_batches,
-                                                           config::name_of(candidate.schedule),
-                                                           static_cast<double>(layout.memory) / 0x1p30));
+      candidate.recompute = config::Recompute::Auto;
+      layout.config = configured(candidate);
+      plan.config.training.recompute = config::Recompute::Auto;
+      fit_recompute(plan, r_.threads, r_.data_bytes, {.bytes = static_cast<std::size_t>(r_.memory), .own = false});
+      layout.memory = peak_memory(plan, r_.threads, r_.data_bytes);
+      if (static_cast<double>(layout.memory) > r_.memory) {
+        return reject_for_memory(candidate.size,
+                                 fmt::format(", {} micro-batches, {}: {:.4g} GiB", candidate.size.micro_batches,
+                                             config::name_of(candidate.schedule),
+                                             static_cast<double>(layout.memory) / 0x1p30));
+      }
     }
-    const auto slower = [&](const PlannedLayout& other) {
-      return layout.prediction.step_seconds < other.prediction.step_seconds;
+    keep(plan, std::move(layout));
+  }
+
+  void keep(const RunPlan& plan, PlannedLayout layout) {
+    for (const Range nodes : plan.stage_nodes) {
+      if (plan.stages() == 1) break;
+      layout.stages += (layout.stages.empty() ? "" : " | ") + plan::describe_stage(plan.graph, nodes);
+    }
+    layout.recompute = plan.recompute.empty() ? "none" : plan.config.training.recompute == config::Recompute::Full
+                                                             ? "full"
+                                                             : describe_recompute(plan);
+    layout.prediction = predict(plan, *r_.costs.model, r_.costs.machines.speed);
+    const auto better = [&](const PlannedLayout& other) {
+      const double mine = layout.prediction.step_seconds;
+      const double theirs = other.prediction.step_seconds;
+      return mine < theirs || (mine == theirs && layout.memory < other.memory);
     };
-    const auto at = std::find_if(result_.ranked.begin(), result_.ranked.end(), slower);
-    result_.ranked.insert(at, std::move(layout));
+    result_.ranked.insert(std::find_if(result_.ranked.begin(), result_.ranked.end(), better), std::move(layout));
   }
 
   const PlannerRequest& r_;

@@ -146,7 +146,7 @@ class StepProfiler {
   std::optional<plan::Link> measure_link(comm::Communicator& ranks) {
     constexpr std::size_t kSmall = 64;
     constexpr std::size_t kLarge = std::size_t{1} << 20;
-    StageMessages messages(ranks, kLarge);
+    StageMessages messages(ranks, kLarge, 1);
     if (ranks.size() < 2) return std::nullopt;
     const int peer = ranks.rank() ^ 1;
     double facts[3] = {0, 0, 0};

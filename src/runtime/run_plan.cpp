@@ -11,6 +11,7 @@
 #include "trainer/runtime/gradient_sync.hpp"
 #include "trainer/runtime/parameters.hpp"
 #include "trainer/runtime/plan_costs.hpp"
+#include "trainer/runtime/recompute.hpp"
 #include "trainer/runtime/tensor_group.hpp"
 #include "trainer/schedule/automatic.hpp"
 #include "trainer/schedule/table_file.hpp"
@@ -154,7 +155,8 @@ LayoutRequest layout_request(const RunPlan& plan, const plan::LocalGraph& local,
           .training = true,
           .split_backward = has_split_backward(plan.training, stage),
           .precision = matmul_precision(plan.config),
-          .with_loss = true};
+          .with_loss = true,
+          .recompute = plan.recompute};
 }
 
 // Sizes beyond this cannot be added up in 64 bits, and no machine has them: refused before anything multiplies them.
@@ -192,10 +194,12 @@ RunPlan make_plan(config::Config config, std::int64_t ranks, const PlanCosts& co
   plan.micro_batch_samples = config.training.batch_size / (parallel.data * micro_batches);
   plan.node_of_rank = costs.machines.node_of_rank;
   plan.config = config;
+  plan.recompute = written_segments(plan.graph, config.training);
+  const Range all{0, static_cast<std::int64_t>(plan.graph.nodes.size())};
   const schedule::Schedule table = schedule::lowered(table_to_cut_for(parallel, micro_batches));
   plan.stage_nodes = parallel.partition == config::PartitionRule::Profile
                          ? plan::cut_by_costs(plan.graph, table, stage_costs(plan, costs, table.rank_of_stage))
-                         : plan::cut_stages(plan.graph, parallel, table);
+                         : plan::cut_stages(plan.graph, parallel, table, recomputed_nodes(plan.graph, all, plan.recompute));
   plan.parameter_uses = uses_by_parameter(plan);
   const schedule::Schedule compute = compute_schedule(plan, parallel, micro_batches, costs, table.rank_of_stage);
   plan.training = schedule::add_reductions(schedule::lowered(compute));
@@ -326,7 +330,7 @@ MemoryPrediction predict_memory(const RunPlan& plan, std::int64_t rank, int thre
         return other >= 0 && other < plan.stages() && plan.rank_of(StageId(other)) != at.pipeline;
       };
       const auto count = [&](const std::vector<Port>& ports) {
-        for (const Port& port : ports) received += schedule::kSendSlots * port.bytes;
+        for (const Port& port : ports) received += kSendRing * port.bytes;
       };
       if (elsewhere(stage - 1)) count(training_stages.stages[s].inputs);
       if (elsewhere(stage + 1)) count(training_stages.stages[s].outputs);

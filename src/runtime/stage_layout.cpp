@@ -5,6 +5,7 @@
 
 #include "trainer/core/error.hpp"
 #include "trainer/core/tensor.hpp"
+#include "trainer/runtime/recompute.hpp"
 
 namespace trainer::runtime {
 
@@ -12,21 +13,6 @@ namespace {
 
 using model::Graph;
 using model::Node;
-
-struct ValueUse {
-  std::int64_t producer = -1;       // node index, -1: data or target
-  std::vector<std::int64_t> users;  // node indices, ascending
-};
-
-std::vector<ValueUse> uses_of(const Graph& graph) {
-  std::vector<ValueUse> uses(graph.values.size());
-  for (std::size_t i = 0; i < graph.nodes.size(); ++i) {
-    const Node& node = graph.nodes[i];
-    for (const ValueId v : node.inputs) uses[v.index()].users.push_back(static_cast<std::int64_t>(i));
-    if (node.output.valid()) uses[node.output.index()].producer = static_cast<std::int64_t>(i);
-  }
-  return uses;
-}
 
 bool is_loss(const Node& node) {
   return std::holds_alternative<model::CrossEntropy>(node.op) ||
@@ -38,6 +24,7 @@ class LayoutBuilder {
   explicit LayoutBuilder(const LayoutRequest& request) : r_(request), uses_(uses_of(request.graph)) {
     const std::size_t values = r_.graph.values.size();
     forward_.resize(values);
+    again_.resize(values);
     gradient_.resize(values);
     gradient_written_.resize(values, false);
     alias_of_.resize(values);
@@ -49,8 +36,13 @@ class LayoutBuilder {
     layout_.split_backward = r_.split_backward;
     make_nodes();
     find_ports();
+    find_recomputed();
     place_forward();
-    if (r_.training) place_backward();
+    if (r_.training) {
+      order_backward();
+      place_backward();
+      place_recomputed();
+    }
     finish_scratch();
     fill_nodes();
     return std::move(layout_);
@@ -67,6 +59,7 @@ class LayoutBuilder {
   std::int64_t last_node() const { return is_loss(node(r_.nodes.end - 1)) ? r_.nodes.end - 1 : r_.nodes.end; }
   bool inside(std::int64_t i) const { return i >= r_.nodes.begin && i < last_node(); }
   bool is_data(ValueId v) const { return uses_[v.index()].producer < 0; }
+  bool is_interior(ValueId v) const { return recompute_.interior[v.index()]; }
 
   Place take(Region region, std::size_t bytes) {
     std::size_t& used = layout_.bytes[static_cast<std::size_t>(region)];
@@ -120,16 +113,23 @@ class LayoutBuilder {
     return std::any_of(ports.begin(), ports.end(), [v](const Port& port) { return port.value == v; });
   }
 
+  void find_recomputed() {
+    const std::vector<Range> segments = r_.training ? r_.recompute : std::vector<Range>{};
+    recompute_ = plan_recompute(r_.graph, {r_.nodes.begin, last_node()}, segments,
+                                [this](std::int64_t i) { return at(i).needs; });
+    for (NodeLayout& layout : layout_.nodes) layout.recomputed = recompute_.again[layout.node.index()];
+  }
+
   // The longest-living reader of the forward value decides its region.
   Region forward_region(ValueId v) {
-    if (!r_.training) return Region::Scratch;
+    if (!r_.training || is_interior(v)) return Region::Scratch;
     if (is_data(v) || is_port(layout_.inputs, v)) return Region::WeightInput;
     if (has_loss() && v == node(last_node()).inputs[0]) return Region::WeightInput;  // becomes the gradient
     bool for_input = false;
     for (const std::int64_t i : uses_[v.index()].users) {
       if (!inside(i)) continue;
       if (at(i).needs.input_in_backward_weight) return Region::WeightInput;
-      for_input = for_input || at(i).needs.input_in_backward_input;
+      for_input = for_input || at(i).needs.input_in_backward_input || at(i).recomputed;
     }
     const std::int64_t producer = uses_[v.index()].producer;
     if (inside(producer)) for_input = for_input || at(producer).needs.output_in_backward_input;
@@ -168,14 +168,15 @@ class LayoutBuilder {
     for (std::int64_t i = r_.nodes.begin; i < end; ++i) {
       NodeLayout& layout = at(i);
       if (layout.needs.saved_bytes > 0) {
-        if (r_.training) {
-          layout.saved = take(layout.needs.saved_in_backward_weight ? Region::WeightInput : Region::Activation,
-                              layout.needs.saved_bytes);
+        if (r_.training && !layout.recomputed) {
+          layout.forward.saved = take(layout.needs.saved_in_backward_weight ? Region::WeightInput : Region::Activation,
+                                      layout.needs.saved_bytes);
+          layout.backward.saved = layout.forward.saved;
         } else {
-          book_into(layout.saved, layout.needs.saved_bytes, i, i, false);
+          book_into(layout.forward.saved, layout.needs.saved_bytes, i, i, false);
         }
       }
-      book_into(layout.forward_workspace, layout.needs.workspace_bytes, i, i, false);
+      book_into(layout.forward.workspace, layout.needs.workspace_bytes, i, i, false);
     }
     if (has_loss()) place_loss(end);
   }
@@ -209,7 +210,59 @@ class LayoutBuilder {
     return inside(producer) && at(producer).needs.has_weight && at(producer).needs.output_gradient_in_backward_weight;
   }
 
-  static std::int64_t backward_time(std::int64_t i) { return -i; }
+  // Backward time runs over the steps of I or a joint B.
+  std::int64_t backward_time(std::int64_t i) const { return backward_time_[index(i)]; }
+  std::int64_t recompute_time(std::int64_t i) const { return recompute_time_[index(i)]; }
+  std::size_t index(std::int64_t i) const { return static_cast<std::size_t>(i - r_.nodes.begin); }
+
+  // Nodes from the last to the first; before the last of a segment, what the segment makes again, in forward order.
+  void order_backward() {
+    backward_time_.assign(layout_.nodes.size(), 0);
+    recompute_time_.assign(layout_.nodes.size(), 0);
+    const auto add = [this](std::int64_t i, bool recompute) {
+      (recompute ? recompute_time_ : backward_time_)[index(i)] = static_cast<std::int64_t>(layout_.backward.size());
+      layout_.backward.push_back({index(i), recompute});
+    };
+    auto segment = recompute_.segments.rbegin();
+    for (std::int64_t i = last_node() - 1; i >= r_.nodes.begin; --i) {
+      if (segment != recompute_.segments.rend() && segment->end == i + 1) {
+        for (std::int64_t j = segment->begin; j < segment->end; ++j) {
+          if (at(j).recomputed) add(j, true);
+        }
+        ++segment;
+      }
+      add(i, false);
+    }
+  }
+
+  // What is made again lives from then to its last reader, in Scratch; what a W of its own action reads, from I to W.
+  void place_recomputed() {
+    for (NodeLayout& layout : layout_.nodes) {
+      if (!layout.recomputed) continue;
+      const std::int64_t i = layout.node.value;
+      const ValueId v = node(i).output;
+      bool for_weight = false;
+      std::int64_t last = backward_time(i);
+      for (const std::int64_t user : uses_[v.index()].users) {
+        const ops::Needs& needs = at(user).needs;
+        for_weight = for_weight || needs.input_in_backward_weight;
+        if (at(user).recomputed) last = std::max(last, recompute_time(user));
+        if (needs.input_in_backward_input || needs.input_in_backward_weight) last = std::max(last, backward_time(user));
+      }
+      place_again(again_[v.index()], value_bytes(v), for_weight, recompute_time(i), last);
+      place_again(layout.backward.saved, layout.needs.saved_bytes, layout.needs.saved_in_backward_weight,
+                  recompute_time(i), backward_time(i));
+      book_into(layout.recompute_workspace, layout.needs.workspace_bytes, recompute_time(i), recompute_time(i), true);
+    }
+  }
+
+  void place_again(Place& place, std::size_t bytes, bool for_weight, std::int64_t first, std::int64_t last) {
+    if (for_weight && r_.split_backward && bytes > 0) {
+      place = take(Region::WeightGradient, bytes);
+    } else {
+      book_into(place, bytes, first, last, true);
+    }
+  }
 
   // The second input of an Add that nobody else reads: its gradient is the sum's own.
   bool shares_gradient(std::int64_t i, std::size_t k) const {
@@ -237,7 +290,7 @@ class LayoutBuilder {
     }
     for (std::int64_t i = end - 1; i >= r_.nodes.begin; --i) place_gradients(i);
     for (std::int64_t i = r_.nodes.begin; i < end; ++i) {
-      book_into(at(i).backward_workspace, at(i).needs.workspace_bytes, backward_time(i), backward_time(i), true);
+      book_into(at(i).backward.workspace, at(i).needs.workspace_bytes, backward_time(i), backward_time(i), true);
     }
   }
 
@@ -299,15 +352,19 @@ class LayoutBuilder {
     return alias.valid() ? gradient_of(alias) : gradient_[v.index()];
   }
 
+  Place kept(ValueId v) const { return is_interior(v) ? again_[v.index()] : forward_[v.index()]; }
+
   void fill_nodes() {
     for (std::int64_t i = r_.nodes.begin; i < last_node(); ++i) {
       NodeLayout& layout = at(i);
       const Node& n = node(i);
       for (std::size_t k = 0; k < n.inputs.size(); ++k) {
-        layout.input[k] = forward_[n.inputs[k].index()];
+        layout.forward.input[k] = forward_[n.inputs[k].index()];
+        layout.backward.input[k] = kept(n.inputs[k]);
         if (r_.training && !is_data(n.inputs[k])) layout.input_gradient[k] = gradient_of(n.inputs[k]);
       }
-      layout.output = forward_[n.output.index()];
+      layout.forward.output = forward_[n.output.index()];
+      layout.backward.output = kept(n.output);
       if (r_.training) layout.output_gradient = gradient_of(n.output);
     }
     if (layout_.loss.present) layout_.loss.logits = forward_[node(last_node()).inputs[0].index()];
@@ -326,9 +383,11 @@ class LayoutBuilder {
   const LayoutRequest& r_;
   std::vector<ValueUse> uses_;
   StageLayout layout_;
-  std::vector<Place> forward_, gradient_;  // [value]
-  std::vector<bool> gradient_written_;     // [value]
-  std::vector<ValueId> alias_of_;          // [value] whose gradient is this value's too
+  RecomputePlan recompute_;
+  std::vector<std::int64_t> backward_time_, recompute_time_;  // [node of the stage] index in layout_.backward
+  std::vector<Place> forward_, again_, gradient_;             // [value]
+  std::vector<bool> gradient_written_;                        // [value]
+  std::vector<ValueId> alias_of_;                             // [value] whose gradient is this value's too
   std::vector<Lifetime> forward_lifetimes_, backward_lifetimes_;
   std::vector<Patch> patches_;
 };
@@ -345,8 +404,8 @@ ArenaLayout lay_out_arena(const StageLayout& stage, const schedule::StageSlots& 
   set(Region::WeightInput, slots.weight_input_count);
   set(Region::WeightGradient, slots.weight_gradient_count);
   set(Region::OutputGradient, slots.output_gradient_count);
-  set(Region::SendForward, schedule::kSendSlots);
-  set(Region::SendBackward, schedule::kSendSlots);
+  set(Region::SendForward, kSendRing);
+  set(Region::SendBackward, kSendRing);
   for (std::size_t region = 0; region < kRegions; ++region) {
     std::size_t& end = is_message(static_cast<Region>(region)) ? arena.message_bytes : arena.bytes;
     arena.begin[region] = end;

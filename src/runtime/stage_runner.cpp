@@ -37,7 +37,7 @@ Matrix StageRunner::matrix(const Frame& frame, Place place, ValueId value) const
 
 void StageRunner::forward(const Frame& frame, const ops::MicroBatch& batch) {
   for (const NodeLayout& node : layout_.nodes) {
-    forward_node(node, frame, batch);
+    forward_node(node, node.forward, node.forward.workspace, frame, batch);
     step_aside();
   }
   for (const Port& port : layout_.outputs) {
@@ -46,20 +46,21 @@ void StageRunner::forward(const Frame& frame, const ops::MicroBatch& batch) {
   }
 }
 
-void StageRunner::forward_node(const NodeLayout& node, const Frame& frame, const ops::MicroBatch& batch) {
+void StageRunner::forward_node(const NodeLayout& node, const Operands& operands, Place workspace, const Frame& frame,
+                               const ops::MicroBatch& batch) {
   const model::Node& n = node_of(graph_, node.node);
   ops::ForwardCall call{.pool = pool_, .batch = batch};
   call.batch.positions = graph_.values[n.inputs[0].index()].positions;
   if (reads_tokens(graph_, n)) {
-    call.tokens = {reinterpret_cast<const std::int32_t*>(at(frame, node.input[0])), call.batch.rows(), 1};
+    call.tokens = {reinterpret_cast<const std::int32_t*>(at(frame, operands.input[0])), call.batch.rows(), 1};
   } else {
-    for (std::size_t k = 0; k < n.inputs.size(); ++k) call.x[k] = matrix(frame, node.input[k], n.inputs[k]);
+    for (std::size_t k = 0; k < n.inputs.size(); ++k) call.x[k] = matrix(frame, operands.input[k], n.inputs[k]);
   }
   const auto& uses = parameters_.layout().of_node[node.node.index()];
   for (std::size_t k = 0; k < uses.size(); ++k) call.parameters[k] = parameters_.weights() + uses[k].weight;
-  call.y = matrix(frame, node.output, n.output);
-  call.saved = at(frame, node.saved);
-  call.workspace = at(frame, node.forward_workspace);
+  call.y = matrix(frame, operands.output, n.output);
+  call.saved = at(frame, operands.saved);
+  call.workspace = at(frame, workspace);
   const Matrix y = call.y;
   const bool reduced = local_.nodes[node.node.index()].reduce_output && tensor_.size() > 1;
   if (reduced) call.y.data = tensor_.partial();
@@ -88,13 +89,13 @@ void StageRunner::start_input_gradient(const NodeLayout& node, const Frame& fram
     if (reduced) call.dx[k].data = tensor_.partial();
   }
   if (!wanted && !node.needs.always_backward_input) return;
-  for (std::size_t k = 0; k < n.inputs.size(); ++k) call.x[k] = matrix(frame, node.input[k], n.inputs[k]);
-  call.y = matrix(frame, node.output, n.output);
+  for (std::size_t k = 0; k < n.inputs.size(); ++k) call.x[k] = matrix(frame, node.backward.input[k], n.inputs[k]);
+  call.y = matrix(frame, node.backward.output, n.output);
   call.dy = matrix(frame, node.output_gradient, n.output);
   const auto& uses = parameters_.layout().of_node[node.node.index()];
   for (std::size_t k = 0; k < uses.size(); ++k) call.parameters[k] = parameters_.weights() + uses[k].weight;
-  call.saved = at(frame, node.saved);
-  call.workspace = at(frame, node.backward_workspace);
+  call.saved = at(frame, node.backward.saved);
+  call.workspace = at(frame, node.backward.workspace);
   node.op->backward_input(call);
   if (reduced) tensor_.start(call.dx[0].elements());
 }
@@ -112,9 +113,9 @@ void StageRunner::weight_gradient(const NodeLayout& node, const Frame& frame, co
   ops::BackwardWeightCall call{.pool = pool_, .batch = batch};
   call.batch.positions = graph_.values[n.inputs[0].index()].positions;
   if (reads_tokens(graph_, n)) {
-    call.tokens = {reinterpret_cast<const std::int32_t*>(at(frame, node.input[0])), call.batch.rows(), 1};
+    call.tokens = {reinterpret_cast<const std::int32_t*>(at(frame, node.backward.input[0])), call.batch.rows(), 1};
   } else {
-    for (std::size_t k = 0; k < n.inputs.size(); ++k) call.x[k] = matrix(frame, node.input[k], n.inputs[k]);
+    for (std::size_t k = 0; k < n.inputs.size(); ++k) call.x[k] = matrix(frame, node.backward.input[k], n.inputs[k]);
   }
   call.dy = matrix(frame, node.output_gradient, n.output);
   const auto& uses = parameters_.layout().of_node[node.node.index()];
@@ -122,9 +123,9 @@ void StageRunner::weight_gradient(const NodeLayout& node, const Frame& frame, co
     call.parameters[k] = parameters_.weights() + uses[k].weight;
     call.gradients[k] = parameters_.gradients() + uses[k].gradient;
   }
-  call.saved = at(frame, node.saved);
+  call.saved = at(frame, node.backward.saved);
   call.accumulate = accumulate;
-  call.workspace = at(frame, node.backward_workspace);
+  call.workspace = at(frame, node.backward.workspace);
   node.op->backward_weight(call);
   if (weight_done) weight_done(node.node);
 }
@@ -137,9 +138,14 @@ void StageRunner::fill_gradient_messages(const Frame& frame) {
 }
 
 void StageRunner::backward_input(const Frame& frame, const ops::MicroBatch& batch) {
-  for (auto node = layout_.nodes.rbegin(); node != layout_.nodes.rend(); ++node) {
-    start_input_gradient(*node, frame, batch);
-    finish_input_gradient(*node, frame);
+  for (const BackwardStep& step : layout_.backward) {
+    const NodeLayout& node = layout_.nodes[step.node];
+    if (step.recompute) {
+      forward_node(node, node.backward, node.recompute_workspace, frame, batch);
+    } else {
+      start_input_gradient(node, frame, batch);
+      finish_input_gradient(node, frame);
+    }
     step_aside();
   }
   fill_gradient_messages(frame);
@@ -153,11 +159,16 @@ void StageRunner::backward_weight(const Frame& frame, const ops::MicroBatch& bat
 }
 
 void StageRunner::backward(const Frame& frame, const ops::MicroBatch& batch, bool accumulate) {
-  for (auto node = layout_.nodes.rbegin(); node != layout_.nodes.rend(); ++node) {
-    start_input_gradient(*node, frame, batch);
-    step_aside();
-    weight_gradient(*node, frame, batch, accumulate);
-    finish_input_gradient(*node, frame);
+  for (const BackwardStep& step : layout_.backward) {
+    const NodeLayout& node = layout_.nodes[step.node];
+    if (step.recompute) {
+      forward_node(node, node.backward, node.recompute_workspace, frame, batch);
+    } else {
+      start_input_gradient(node, frame, batch);
+      step_aside();
+      weight_gradient(node, frame, batch, accumulate);
+      finish_input_gradient(node, frame);
+    }
     step_aside();
   }
   fill_gradient_messages(frame);

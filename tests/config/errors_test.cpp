@@ -36,7 +36,6 @@ const std::vector<Case>& cases() {
       {kMlp, "\"activation\": \"tanh\"", "\"num_heads\": 4"},
       {kMlp, "\"nesterov\": true", "\"betas\": [0.9, 0.99]"},
       {kSequential, "\"type\": \"gelu\"", "\"type\": \"gelu\", \"output_size\": 3"},
-      {kGpt, "\"gradient_clip\": 1.0", "\"recompute\": true"},
       {kGpt, "\"gradient_clip\": 1.0", "\"a.b \\\" c\": 1"},
       // missing
       {kGpt, "\"vocab_size\": 256,", ""},
@@ -66,6 +65,13 @@ const std::vector<Case>& cases() {
       {kSequential, "{\"type\": \"gelu\"}", "\"gelu\""},
       {kSequential, "\"type\": \"gelu\"", "\"type\": \"geluu\""},
       {kCsv, "\";\"", "\"tab\""},
+      {kGpt, "\"gradient_clip\": 1.0", "\"recompute\": true"},
+      {kGpt, "\"gradient_clip\": 1.0", "\"recompute\": \"ful\""},
+      {kGpt, "\"gradient_clip\": 1.0", "\"recompute\": []"},
+      {kGpt, "\"gradient_clip\": 1.0", "\"recompute\": [\"h.0\", 3]"},
+      {kGpt, "\"tensor\": 2", "\"memory_per_rank\": \"8 Gibs\""},
+      {kGpt, "\"tensor\": 2", "\"memory_per_rank\": -1"},
+      {kGpt, "\"tensor\": 2", "\"memory_per_rank\": 1.5"},
       {kSequential, "{\"type\": \"gelu\"}", "{\"type\": \"delay\", \"forward_ms\": -1}"},
       {kSequential, "{\"type\": \"gelu\"}", "{\"type\": \"delay\", \"backward_input\": 1}"},
       // later versions

@@ -198,6 +198,26 @@ TEST_CASE("every key of a configuration is written out, and reads back as the sa
   }
 }
 
+TEST_CASE("an amount of memory is a number with a unit, or bytes") {
+  CHECK(bytes_of("0") == 0);
+  CHECK(bytes_of("4096") == 4096);
+  CHECK(bytes_of("8GiB") == std::int64_t{8} << 30);
+  CHECK(bytes_of("1.5 GiB") == std::int64_t{3} << 29);
+  CHECK(bytes_of("300MB") == 300'000'000);
+  CHECK(bytes_of("1.1kB") == 1100);
+  CHECK(bytes_of("7 B") == 7);
+  for (const char* wrong :
+       {"", "GiB", "-1", "8 Gib", "8GiBs", "8  GiB", " 8", "1e3", "nan", "inf", "9999999TiB", "0x10"}) {
+    CAPTURE(wrong);
+    CHECK_FALSE(bytes_of(wrong).has_value());
+  }
+  const auto memory = [](const std::string& text) {
+    return parse(samples::kSmallest, "a.json", {"parallel.memory_per_rank=" + text}).parallel.memory_per_rank;
+  };
+  CHECK(memory("8GiB") == std::int64_t{8} << 30);
+  CHECK(memory("1000") == 1000);
+}
+
 TEST_CASE("random configurations survive the way to JSON and back") {
   const RandomStream random(7, "config property");
   std::uint64_t counter = 0;
@@ -225,6 +245,8 @@ TEST_CASE("random configurations survive the way to JSON and back") {
         fmt::format("parallel.schedule={}", word({"gpipe", "1f1b"})),
         fmt::format("parallel.partition={}", word({"uniform", "parameters", "flops", "[2,6]", "[4,4]"})),
         fmt::format("parallel.split_backward={}", word({"true", "false"})),
+        fmt::format("training.recompute={}", word({"none", "full", "auto", "[\"h.0\",\"h.1.attn\"]"})),
+        fmt::format("parallel.memory_per_rank={}", word({"0", "8GiB", "1.5 GB", "123456789", "3072"})),
         fmt::format("parallel.data={}", below(5)),
         fmt::format("checkpoint.directory={}", word({"runs/a", "x\\\"y", "/tmp/ü"})),
         fmt::format("logging.every_steps={}", 1 + below(1000)),

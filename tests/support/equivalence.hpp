@@ -245,6 +245,22 @@ inline std::vector<Case> layouts(std::int64_t ranks) {
   add("gpt dropout", 1, 2, 1, "zb-v", 1, 4);
   add("gpt dropout", 1, 1, 2, "1f1b", 1, 4);
   add("gpt dropout", 2, 2, 1, "1f1b", 1, 2);
+  const std::string full = "training.recompute=full";
+  add("gpt dropout", 1, 1, 1, "1f1b", 1, 4, full);
+  add("gpt dropout", 1, 2, 1, "zb-h1", 1, 4, full);
+  add("gpt dropout", 1, 2, 1, "1f1b", 2, 4, full + ";parallel.split_backward=false");
+  add("gpt dropout", 1, 3, 1, "gpipe", 1, 4, "training.recompute=[\"h.0\",\"h.1.mlp\",\"h.2.attn\",\"head\"]");
+  add("gpt dropout", 1, 4, 1, "zb-h1", 1, 6, full + ";parallel.partition=uniform");
+  add("gpt dropout", 1, 1, 2, "1f1b", 1, 4, full);
+  add("gpt dropout", 2, 1, 1, "1f1b", 1, 2, full);
+  add("gpt tied", 2, 2, 2, "zb-h1", 1, 4, full);
+  add("sequential", 1, 1, 1, "gpipe", 1, 4, full);
+  add("sequential", 1, 3, 1, "zb-h1", 1, 4, full);
+  add("sequential", 1, 1, 2, "1f1b", 1, 4, full + ";parallel.split_backward=false");
+  add("sequential", 1, 2, 2, "gpipe", 1, 4, full);
+  add("mlp", 1, 2, 1, "1f1b", 1, 4, full);
+  add("gpt dropout", 1, 2, 1, "zb-v", 1, 4, full);
+  add("gpt dropout", 1, 2, 1, "interleaved", 1, 4, full);
   return all;
 }
 
@@ -267,6 +283,7 @@ inline std::vector<Case> bfloat16_layouts(std::int64_t ranks) {
     add(model, 2, 2, 1, "1f1b", 1, 2);
     add(model, 1, 2, 2, "gpipe", 1, 4);
     add(model, 2, 2, 2, "1f1b", 1, 2);
+    add(model, 1, 2, 1, "zb-h1", 1, 4, "training.recompute=full");
     add(model, 1, 2, 1, "interleaved", 1, 4);
   }
   return all;

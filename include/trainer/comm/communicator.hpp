@@ -102,7 +102,8 @@ const WaitPolicy& wait_policy();
 
 /// The one blocking wait: polls `done` (which makes progress) politely until it returns true. Returns seconds waited.
 /// Throws Error(Hang). Allocates nothing. Spins some 50 µs, then yields between polls; with policy.yield it yields at
-/// once and sleeps between polls after some 30 µs, a small share of the time waited so far and 1 ms at most.
+/// once and sleeps between polls after some µs, a share of the time waited so far and 1 ms at most; what is awaited in
+/// shared memory wakes it.
 double wait_until(const std::function<bool()>& done, const WaitTag& tag);
 template <class Testable>
 double wait(Testable& op, const WaitTag& tag) {

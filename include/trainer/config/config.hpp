@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <variant>
 #include <vector>
 
@@ -15,6 +16,7 @@ enum class Loss { CrossEntropy, MeanSquaredError };
 enum class TaskKind { Classification, Regression };
 enum class Tokenizer { Byte, Char };
 enum class Precision { Float32, BFloat16 };
+enum class Recompute { None, Full, Auto, Written };
 enum class OptimizerType { Sgd, AdamW };
 enum class RateCurve { Constant, Linear, Cosine };
 enum class PartitionRule { Uniform, Parameters, Flops, Profile, Written };
@@ -149,6 +151,10 @@ struct Training {
   double gradient_clip = 0.0;                // 0: none
   Precision precision = Precision::Float32;  // of matrix products; all else, and everything kept, is float32
   bool bfloat16_emulation = false;           // on CPUs without the instructions: the same bits, slower; else refused
+  /// What the backward computes again instead of keeping it: nothing, every layer, the least that fits the memory, or
+  /// the units and pieces of units that recompute_layers names.
+  Recompute recompute = Recompute::None;
+  std::vector<std::string> recompute_layers;
   std::uint64_t seed = 1;
   std::int64_t eval_every = 0;  // 0: only at the end
   double time_limit = 0;        // seconds; 0: none. Then finish the step, save and exit 75
@@ -186,6 +192,7 @@ struct Parallel {
   PartitionRule partition = PartitionRule::Flops;
   std::vector<std::int64_t> partition_units;  // PartitionRule::Written: units of each stage
   std::string profile;                        // path of what `trainer profile` has measured; "": none
+  std::int64_t memory_per_rank = 0;           // bytes that no rank may need; 0: what the node has
 
   bool operator==(const Parallel&) const = default;
 };
@@ -221,6 +228,9 @@ struct Config {
 /// and validates. Throws Error(Usage) naming JSON path, value, expectation and the nearest valid word. Relative file
 /// paths are kept as written. At most 1 MiB, depth ≤ 64, no duplicate and no unknown keys.
 Config parse(const std::string& text, const std::string& source_name, const std::vector<std::string>& overrides = {});
+
+/// "8GiB", "1.5 GB", "300MiB", "4096": whole bytes; nothing where it is no size below 2⁶².
+std::optional<std::int64_t> bytes_of(std::string_view text);
 
 /// "1f1b", as the configuration spells it; and "flops".
 const char* name_of(ScheduleName schedule);

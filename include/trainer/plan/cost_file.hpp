@@ -45,7 +45,4 @@ struct RankPlaces {
 };
 RankPlaces place(const Cluster& cluster, std::int64_t ranks);
 
-/// "8GiB", "1.5GB", "4096" (bytes). Negative: not readable.
-double parse_bytes(const std::string& text);
-
 }  // namespace trainer::plan

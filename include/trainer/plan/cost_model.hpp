@@ -118,6 +118,9 @@ class PieceCosts {
   /// Of a stage's nodes (whole pieces), with what its messages cost the rank that copies them.
   PassSeconds stage(Range nodes) const;
   const std::vector<PassSeconds>& pieces() const { return pieces_; }
+  /// Seconds of the forwards of those of `some` (ascending) that are among `nodes`: of a piece's, the share that they
+  /// have by estimate.
+  double forward_of(Range nodes, const std::vector<NodeId>& some) const;
   /// Bytes that cross the boundary before a node, one way.
   double boundary_bytes(std::int64_t node) const;
   /// Share of the pieces' time that was measured.
@@ -133,6 +136,7 @@ class PieceCosts {
   double copy_bandwidth_ = 0, action_ = 0;
   std::vector<double> crossing_;     // [node] elements of a sample that cross the boundary before it
   std::vector<PassSeconds> pieces_;  // [piece]
+  std::vector<double> forward_;      // [node] its share of its piece's
   std::vector<PassSeconds> prefix_;  // [piece] of the pieces before it
   double measured_share_ = 0;
 };

@@ -24,6 +24,7 @@ struct PlannedLayout {
   plan::LayoutSize size;
   config::Config config;  // that trains it
   std::string stages;     // "embedding … h.2.attn (3.5) | h.2.mlp … head (4.5)"; "": one
+  std::string recompute;  // "none", "full", or the layers that "auto" takes
   Prediction prediction;
   std::size_t memory = 0;  // MemoryPrediction::total() of the rank that has most
 };

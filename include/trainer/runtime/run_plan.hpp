@@ -36,6 +36,9 @@ struct RunPlan {
   /// [parameter] all uses over all stages in the order of nodes; more than one: tied.
   std::vector<std::vector<ParameterUse>> parameter_uses;
 
+  /// Ranges of nodes that keep only their inputs (see recompute.hpp). Empty for "auto" until fit_recompute.
+  std::vector<Range> recompute;
+
   /// [rank] which node it is on; empty: all are on one.
   std::vector<int> node_of_rank;
 

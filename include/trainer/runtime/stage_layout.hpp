@@ -45,19 +45,33 @@ struct Port {
   Place gradient_message{};
 };
 
+/// Where one call of a node finds its operands.
+struct Operands {
+  std::array<Place, ops::kMaxInputs> input;
+  Place output;
+  Place saved;
+  Place workspace;
+};
+
 /// One node as this stage runs it.
 struct NodeLayout {
   NodeId node;
   std::unique_ptr<ops::Operator> op;  // null for the loss
   ops::Needs needs;
-  std::array<Place, ops::kMaxInputs> input;
+  Operands forward;
+  Operands backward;        // of I and W; what is not kept for them is None
+  bool recomputed = false;  // the backward begins with the node's forward, from and into `backward`'s places
+  Place recompute_workspace;
   std::array<Place, ops::kMaxInputs> input_gradient;  // None: nobody wants it
   std::array<bool, ops::kMaxInputs> accumulate{};     // the gradient already holds another use's part
   std::array<bool, ops::kMaxInputs> skip_gradient{};  // the gradient is the output's own memory (second input of Add)
-  Place output;
   Place output_gradient;
-  Place saved;
-  Place forward_workspace, backward_workspace;
+};
+
+/// One node's turn in the backward of a stage: its I (and, in a joint B, its W), or its forward once more.
+struct BackwardStep {
+  std::size_t node = 0;  // index in StageLayout::nodes
+  bool recompute = false;
 };
 
 struct LossLayout {
@@ -81,13 +95,17 @@ struct LayoutRequest {
   bool split_backward = false;  // the table has I and W apart for this stage
   ops::MatmulPrecision precision = ops::MatmulPrecision::Float32;
   bool with_loss = true;  // false: stop at the model's output, which stays readable in Scratch
+  /// Ranges of nodes of the graph, ascending, that keep only what they read of others and give to others; the backward
+  /// makes the rest again (see recompute.hpp).
+  std::vector<Range> recompute = {};
 };
 
 struct StageLayout {
   std::int64_t samples = 0;
   bool training = true;
   bool split_backward = false;
-  std::vector<NodeLayout> nodes;  // in forward order, the loss not among them
+  std::vector<NodeLayout> nodes;       // in forward order, the loss not among them
+  std::vector<BackwardStep> backward;  // what I, or a joint B, does in turn
   LossLayout loss;
   std::vector<Port> inputs;                   // from the stage before
   std::vector<Port> outputs;                  // to the next stage
@@ -97,6 +115,11 @@ struct StageLayout {
 };
 
 StageLayout lay_out(const LayoutRequest& request);
+
+/// Buffers of the ring that a stage's messages of one direction leave from. The table's rules (and so its proof and its
+/// simulated time) let a message go as soon as its receive is posted, which is when the one before has been received;
+/// out of shared memory it is taken only when it is received itself, one message later: a buffer more.
+inline constexpr std::int32_t kSendRing = schedule::kSendSlots + 1;
 
 /// Where each region's slots begin for these slot counts: those of outgoing messages in memory of their own, all others
 /// in the arena.

@@ -42,6 +42,7 @@ class StageRunner {
   void forward(const Frame& frame, const ops::MicroBatch& batch);
   /// The loss over the forward's logits; with a scale they become their own gradient.
   LossResult loss(const Frame& frame, const LossRequest& request);
+  /// What was not kept is made again here, for a backward_weight that follows too.
   void backward_input(const Frame& frame, const ops::MicroBatch& batch);
   void backward_weight(const Frame& frame, const ops::MicroBatch& batch, bool accumulate);
   /// I and W of each node in turn; a tensor reduction of an input gradient runs behind W.
@@ -55,7 +56,8 @@ class StageRunner {
   NodeId first_non_finite() const { return found_; }
 
  private:
-  void forward_node(const NodeLayout& node, const Frame& frame, const ops::MicroBatch& batch);
+  void forward_node(const NodeLayout& node, const Operands& operands, Place workspace, const Frame& frame,
+                    const ops::MicroBatch& batch);
   void start_input_gradient(const NodeLayout& node, const Frame& frame, const ops::MicroBatch& batch);
   void finish_input_gradient(const NodeLayout& node, const Frame& frame);
   void weight_gradient(const NodeLayout& node, const Frame& frame, const ops::MicroBatch& batch, bool accumulate);
