@@ -34,8 +34,8 @@ plan::CostModel costs_of(const config::PlanCommand& command, const plan::Cluster
     const char* precision = config.training.precision == config::Precision::BFloat16 ? "bfloat16" : "float32";
     if (machine.precision != precision) {
       throw Error(ExitCode::Usage,
-                  fmt::format("{} was measured in {}, but training.precision is \"{}\"; profile with it", command.profile,
-                              machine.precision, precision));
+                  fmt::format("{} was measured in {}, but training.precision is \"{}\"; profile with it",
+                              command.profile, machine.precision, precision));
     }
     text = fmt::format("times: measured, {} ({} rank{} × {} thread{})", command.profile, machine.ranks,
                        machine.ranks == 1 ? "" : "s", machine.threads, machine.threads == 1 ? "" : "s");
@@ -44,7 +44,8 @@ plan::CostModel costs_of(const config::PlanCommand& command, const plan::Cluster
   const std::int64_t threads = std::max(1, command.threads);
   if (cluster != nullptr) {
     const plan::NodeGroup& first = cluster->groups.front();
-    plan::CostModel costs = plan::estimated_costs(first.core_flops, std::max<std::int64_t>(1, first.cores / first.ranks));
+    plan::CostModel costs =
+        plan::estimated_costs(first.core_flops, std::max<std::int64_t>(1, first.cores / first.ranks));
     if (first.memory_bandwidth > 0) costs.memory_bandwidth = first.memory_bandwidth;
     text = fmt::format("times: estimated from {:.4g} GFLOP/s a core", first.core_flops / 1e9);
     return costs;
@@ -73,8 +74,8 @@ Basis basis_of(const config::PlanCommand& command, const config::Config& config)
     basis.machines.node_of_rank = places.node_of_rank;
     for (const double flops : places.rank_flops) basis.machines.speed.push_back(flops / basis.costs.rank_flops());
     basis.memory = *std::min_element(places.rank_memory.begin(), places.rank_memory.end());
-    basis.text += fmt::format("; cluster: {}, {} of {} nodes", command.cluster, places.node_of_rank.back() + 1,
-                              cluster->nodes());
+    basis.text +=
+        fmt::format("; cluster: {}, {} of {} nodes", command.cluster, places.node_of_rank.back() + 1, cluster->nodes());
   } else if (!command.profile.empty()) {
     const std::string difference = taken_elsewhere(basis.costs.machine, command.profile);
     if (!difference.empty()) note(fmt::format("warning: {}\n", difference));
@@ -163,7 +164,8 @@ ExitCode plan_layouts(const config::PlanCommand& command) {
   }
   print(command.json ? observe::to_json(report) : observe::to_text(report));
   if (!planned.ranked.empty()) return ExitCode::Done;
-  throw Error(ExitCode::Usage, fmt::format("plan: no layout of {} ranks is possible; the reasons are above", command.ranks));
+  throw Error(ExitCode::Usage,
+              fmt::format("plan: no layout of {} ranks is possible; the reasons are above", command.ranks));
 }
 
 }  // namespace trainer::app

@@ -69,7 +69,8 @@ constexpr const char* kProfileExamples =
     "Examples:\n"
     "  mpiexec -n 2 trainer profile --config model.json --output profile.json\n"
     "  trainer plan --config model.json --ranks 2 --profile profile.json\n"
-    "\nMeasure with as many ranks as will train, on an idle machine: what ranks take from each other is measured too.\n";
+    "\nMeasure with as many ranks as will train, on an idle machine: what ranks take from each other is measured "
+    "too.\n";
 constexpr const char* kPlanExamples =
     "Examples:\n"
     "  trainer plan --config model.json --ranks 2 --profile profile.json --best best.json\n"
@@ -269,10 +270,10 @@ void refuse_unknown(const CLI::App& app, const CLI::App& main) {
   if (word.size() > 5 && word.substr(word.size() - 5) == ".json") {
     throw Misuse{"", fmt::format("unexpected word \"{0}\"; a configuration is given as --config {0}", word)};
   }
-  throw Misuse{"",
-               fmt::format("unknown subcommand \"{}\"; there are export, generate, eval, inspect, schedule, profile and "
-                           "plan",
-                           word)};
+  throw Misuse{
+      "", fmt::format("unknown subcommand \"{}\"; there are export, generate, eval, inspect, schedule, profile and "
+                      "plan",
+                      word)};
 }
 
 void require(const CLI::App& app, const char* option, const std::string& text, const char* example) {

@@ -14,7 +14,8 @@ std::string share(double part, double whole) { return whole > 0 ? fmt::format("{
 
 std::string order_of(const PlanRow& row) {
   if (row.pipeline == 1) return "-";
-  return row.schedule + (row.chunks > 1 ? fmt::format(" × {}", row.chunks) : "") + (row.split_backward ? "" : ", joint");
+  return row.schedule + (row.chunks > 1 ? fmt::format(" × {}", row.chunks) : "") +
+         (row.split_backward ? "" : ", joint");
 }
 
 std::size_t shown(const PlanReport& report) {
@@ -29,13 +30,12 @@ std::string to_text(const PlanReport& report) {
   std::vector<std::vector<std::string>> rows;
   for (std::size_t i = 0; i < shown(report); ++i) {
     const PlanRow& row = report.rows[i];
-    rows.push_back({fmt::to_string(i + 1), fmt::format("{:.1f}", 1e3 * row.step_seconds), fmt::to_string(row.data),
-                    fmt::to_string(row.pipeline), fmt::to_string(row.tensor),
-                    fmt::format("{} × {}", row.micro_batches, row.samples), order_of(row),
-                    row.pipeline == 1 ? "-" : row.partition, row.recompute,
-                    row.pipeline == 1 ? "-" : fmt::format("{:.1f}%", 100 * row.bubble),
-                    share(row.communication, row.step_seconds), share(row.optimizer, row.step_seconds),
-                    human_bytes(row.memory)});
+    rows.push_back(
+        {fmt::to_string(i + 1), fmt::format("{:.1f}", 1e3 * row.step_seconds), fmt::to_string(row.data),
+         fmt::to_string(row.pipeline), fmt::to_string(row.tensor),
+         fmt::format("{} × {}", row.micro_batches, row.samples), order_of(row), row.pipeline == 1 ? "-" : row.partition,
+         row.recompute, row.pipeline == 1 ? "-" : fmt::format("{:.1f}%", 100 * row.bubble),
+         share(row.communication, row.step_seconds), share(row.optimizer, row.step_seconds), human_bytes(row.memory)});
   }
   text += format_table({"", "step, ms", "data", "pipeline", "tensor", "micro-batches", "schedule", "cut", "recompute",
                         "bubble", "communication", "optimizer", "peak memory"},

@@ -54,9 +54,9 @@ constexpr double kAttentionEfficiency = 0.45;
 constexpr double kBFloat16Speed = 1.75;  // of products, over float32
 
 struct NodeShape {
-  double rows = 0;       // of a micro-batch
-  double in = 0;         // features of the first input, on this rank
-  double out = 0;        // of the output; the loss: of its input
+  double rows = 0;         // of a micro-batch
+  double in = 0;           // features of the first input, on this rank
+  double out = 0;          // of the output; the loss: of its input
   bool from_data = false;  // no gradient flows back
 };
 

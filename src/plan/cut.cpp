@@ -20,8 +20,8 @@ constexpr double kNever = std::numeric_limits<double>::infinity();
 
 double combine(double a, double b, bool largest) { return largest ? std::max(a, b) : a + b; }
 
-// best[k][i]: the optimum of the first i costs in k parts, each divided by its part's speed. With `largest` the objective is the largest part; otherwise
-// the sum of squares under `bound` on every part.
+// best[k][i]: the optimum of the first i costs in k parts, each divided by its part's speed. With `largest` the
+// objective is the largest part; otherwise the sum of squares under `bound` on every part.
 std::vector<Range> solve(const std::vector<double>& prefix, const std::vector<double>& speeds, bool largest,
                          double bound, double& optimum) {
   const auto parts = static_cast<std::int64_t>(speeds.size());
@@ -99,11 +99,12 @@ class StepSearch {
  public:
   /// `times_of`: of the stages of a cut of the pieces; `transfer`: of a message.
   using TimesOf = std::function<std::vector<schedule::StageTimes>(const std::vector<Range>&)>;
-  StepSearch(const schedule::Schedule& table, TimesOf times_of, double transfer)
+  StepSearch(const schedule::Schedule& table, TimesOf times_of, double transfer, double share)
       : table_(table), times_of_(std::move(times_of)), transfer_(transfer) {
     std::size_t actions = 0;
     for (const auto& row : table.ranks) actions += row.size();
-    simulations_left_ = static_cast<std::int64_t>(kMostActions / std::max<std::size_t>(1, actions));
+    simulations_left_ =
+        static_cast<std::int64_t>(share * kMostActions / static_cast<double>(std::max<std::size_t>(1, actions)));
   }
 
   std::vector<Range> improve(std::vector<Range> cut) {
@@ -130,7 +131,7 @@ class StepSearch {
   }
 
  private:
-  static constexpr std::size_t kMostActions = 2'000'000;
+  static constexpr double kMostActions = 2e6;
   static constexpr double kWorthwhile = 1e-6;
 
   double step(const std::vector<Range>& cut) const {
@@ -166,7 +167,7 @@ std::vector<Range> nodes_of(const std::vector<model::Unit>& units, const std::ve
 }
 
 std::vector<Range> fewest_flops(const model::Graph& graph, const schedule::Schedule& table,
-                                const std::vector<NodeId>& again) {
+                                const std::vector<NodeId>& again, double share_of_search) {
   std::vector<double> sums;
   std::vector<schedule::StageTimes> prefix(1, {0, 0, 0});  // [i] of the first i pieces
   for (const model::Unit& piece : graph.pieces) {
@@ -186,7 +187,7 @@ std::vector<Range> fewest_flops(const model::Graph& graph, const schedule::Sched
     }
     return times;
   };
-  return StepSearch(table, times_of, 0).improve(balanced_cut(sums, table.stages));
+  return StepSearch(table, times_of, 0, share_of_search).improve(balanced_cut(sums, table.stages));
 }
 
 // The index of the unit that has this node.
@@ -228,7 +229,8 @@ std::vector<Range> balanced_cut(const std::vector<double>& costs, const std::vec
 }
 
 std::vector<Range> cut_stages(const model::Graph& graph, const config::Parallel& parallel,
-                              const schedule::Schedule& table, const std::vector<NodeId>& again) {
+                              const schedule::Schedule& table, const std::vector<NodeId>& again,
+                              double share_of_search) {
   const auto units = static_cast<std::int64_t>(graph.units.size());
   const std::int64_t stages = table.stages;
   require_enough_units(graph, table);
@@ -246,14 +248,15 @@ std::vector<Range> cut_stages(const model::Graph& graph, const config::Parallel&
       return nodes_of(graph.units, balanced_cut(costs, stages));
     }
     case config::PartitionRule::Flops:
-      return nodes_of(graph.pieces, fewest_flops(graph, table, again));
+      return nodes_of(graph.pieces, fewest_flops(graph, table, again, share_of_search));
     case config::PartitionRule::Profile:
       internal_error("a cut by measured times without them");
   }
   internal_error("an unknown partition rule");
 }
 
-std::vector<Range> cut_by_costs(const model::Graph& graph, const schedule::Schedule& table, const StageCosts& costs) {
+std::vector<Range> cut_by_costs(const model::Graph& graph, const schedule::Schedule& table, const StageCosts& costs,
+                                double share_of_search) {
   require_enough_units(graph, table);
   std::vector<double> sums;
   for (const PassSeconds& piece : costs.pieces->pieces()) sums.push_back(piece.forward + piece.backward);
@@ -261,7 +264,7 @@ std::vector<Range> cut_by_costs(const model::Graph& graph, const schedule::Sched
     return simulator_times(table, costs.stages(nodes_of(graph.pieces, cut)));
   };
   const std::vector<Range> start = balanced_cut(sums, costs.speeds(table.stages));
-  return nodes_of(graph.pieces, StepSearch(table, times_of, costs.transfer).improve(start));
+  return nodes_of(graph.pieces, StepSearch(table, times_of, costs.transfer, share_of_search).improve(start));
 }
 
 std::vector<PassSeconds> StageCosts::stages(const std::vector<Range>& stage_nodes) const {

@@ -45,8 +45,7 @@ plan::StageCosts stage_costs(const RunPlan& plan, const PlanCosts& costs,
   plan::StageCosts stages;
   const auto pieces = std::make_shared<plan::PieceCosts>(
       model, plan.graph, plan::PieceSize{plan.micro_batch_samples, plan.mesh.tensor, plan.mesh.pipeline},
-      tensor_groups_share_nodes(plan),
-      plan.config.training.precision == config::Precision::BFloat16);
+      tensor_groups_share_nodes(plan), plan.config.training.precision == config::Precision::BFloat16);
   stages.transfer = plan.mesh.pipeline > 1 ? transfer_seconds(plan, model, *pieces) : 0;
   stages.pieces = pieces;
   const Range all{0, static_cast<std::int64_t>(plan.graph.nodes.size())};
@@ -56,8 +55,7 @@ plan::StageCosts stage_costs(const RunPlan& plan, const PlanCosts& costs,
   stages.slower = all_together ? 1 : model.unevenness;
   if (speed.empty()) return stages;
   const std::int64_t width = plan.mesh.data * plan.mesh.tensor;
-  const std::size_t count =
-      rank_of_stage.empty() ? static_cast<std::size_t>(plan.mesh.pipeline) : rank_of_stage.size();
+  const std::size_t count = rank_of_stage.empty() ? static_cast<std::size_t>(plan.mesh.pipeline) : rank_of_stage.size();
   for (std::size_t s = 0; s < count; ++s) {
     const auto rank = rank_of_stage.empty() ? static_cast<std::int64_t>(s) : rank_of_stage[s];
     const auto begin = speed.begin() + rank * width;

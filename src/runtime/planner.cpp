@@ -7,6 +7,7 @@
 #include <set>
 
 #include "trainer/core/error.hpp"
+#include "trainer/optim/optimizer.hpp"
 #include "trainer/runtime/plan_costs.hpp"
 #include "trainer/runtime/recompute.hpp"
 
@@ -16,10 +17,13 @@ namespace {
 
 using plan::LayoutSize;
 
-// Work that a search may take, in forwards of simulated tables: seconds, on any machine of today.
-constexpr std::int64_t kFewForwards = 200'000;    // all layouts are simulated
-constexpr std::int64_t kMostForwards = 1'500'000;  // of a search that prunes
-constexpr std::int64_t kMostMicroBatchesATable = 4096;
+// Work that a search may take: seconds, on any machine of today.
+constexpr std::int64_t kFewForwards = 60'000;   // of all tables together: then all layouts are simulated, else
+constexpr int kMostPlans = 250;                 // whole plans made, of those with the lowest bounds,
+constexpr std::size_t kMostFits = 4;            // searches for what to recompute at least, for the fastest,
+constexpr double kShareOfSearch = 0.02;         // with this share of the usual search for a cut,
+constexpr std::int64_t kMostOfTable = 1 << 16;  // and no table of more forwards than this
+constexpr std::size_t kMostAutomatic = 3;  // meshes and batches, the fastest ones, that get a schedule of their own
 
 // A layout size with a rule for the order of work and one for the cut.
 struct Candidate {
@@ -39,65 +43,85 @@ struct Order {
 };
 // Of more than one pipeline rank. Where the table of one is another's, both stay: they are what people ask for by name.
 using Name = config::ScheduleName;
-constexpr Order kOrders[] = {
-    {Name::OneFOneB, true},       {Name::OneFOneB, false},       {Name::ZeroBubbleH1, true},
-    {Name::ZeroBubbleH2, true},   {Name::Automatic, true},       {Name::GPipe, true},
-    {Name::GPipe, false},         {Name::Interleaved, true, 2},  {Name::Interleaved, true, 4},
-    {Name::ZeroBubbleV, true, 2}, {Name::DualPipeV, true, 2},    {Name::Automatic, true, 2}};
-// What a long table of these takes to make is more than what it may save.
-constexpr std::int64_t kMostOfAutomatic = 4096;  // forwards
-
+constexpr Order kOrders[] = {{Name::OneFOneB, true},       {Name::OneFOneB, false},      {Name::ZeroBubbleH1, true},
+                             {Name::ZeroBubbleH2, true},   {Name::Automatic, true},      {Name::GPipe, true},
+                             {Name::GPipe, false},         {Name::Interleaved, true, 2}, {Name::Interleaved, true, 4},
+                             {Name::ZeroBubbleV, true, 2}, {Name::DualPipeV, true, 2},   {Name::Automatic, true, 2}};
 class Planner {
  public:
   explicit Planner(const PlannerRequest& request) : r_(request), graph_(model::build(request.config)) {}
 
   PlannedLayouts run() {
-    std::vector<LayoutSize> sizes = plan::legal_sizes(r_.config, graph_, r_.ranks, rejections_);
+    const std::vector<LayoutSize> sizes = plan::legal_sizes(r_.config, graph_, r_.ranks, rejections_);
     std::int64_t forwards = 0;
     for (const LayoutSize& size : sizes) forwards += size.pipeline * size.micro_batches;
-    const bool all = forwards <= kFewForwards;
+    all_ = forwards <= kFewForwards;
+    costs_ = r_.costs;
+    costs_.share_of_search = all_ ? 1 : kShareOfSearch;
     std::vector<Candidate> candidates;
-    for (const LayoutSize& size : sizes) add_candidates(size, all, candidates);
-    std::stable_sort(candidates.begin(), candidates.end(), [](const auto& a, const auto& b) { return a.bound < b.bound; });
-    evaluate(candidates, all);
+    for (const LayoutSize& size : sizes) add_candidates(size, candidates);
+    const auto lower = [](const Candidate& a, const Candidate& b) { return a.bound < b.bound; };
+    std::stable_sort(candidates.begin(), candidates.end(), lower);
+    for (const Candidate& candidate : candidates) {
+      if (all_ || worth_a_plan(candidate)) {
+        consider(candidate);
+      } else {
+        ++result_.bounded;
+      }
+    }
+    if (all_) {
+      try_automatic();
+    } else if (r_.memory > 0) {
+      refine();
+    }
     result_.rejected = rejections_.all();
     return std::move(result_);
   }
 
  private:
   bool has_profile() const { return r_.costs.model->measured && !r_.config.parallel.profile.empty(); }
+  config::PartitionRule best_cut() const {
+    return has_profile() ? config::PartitionRule::Profile : config::PartitionRule::Flops;
+  }
 
-  void add_candidates(const LayoutSize& size, bool all, std::vector<Candidate>& to) {
+  void add_candidates(const LayoutSize& size, std::vector<Candidate>& to) {
     if (!fits_at_all(size)) return;
-    const double bound = lower_bound(size);
-    const config::PartitionRule best = has_profile() ? config::PartitionRule::Profile : config::PartitionRule::Flops;
-    if (size.pipeline == 1) {
-      add_recompute({size, config::ScheduleName::OneFOneB, true, 1, config::PartitionRule::Flops,
-                     config::Recompute::None, bound},
-                    to);
-      return;
-    }
-    std::vector<config::PartitionRule> cuts = {best};
-    if (all) {
-      for (const auto rule :
-           {config::PartitionRule::Flops, config::PartitionRule::Parameters, config::PartitionRule::Uniform}) {
-        if (rule != best) cuts.push_back(rule);
-      }
-    }
+    Candidate candidate{.size = size, .bound = lower_bound(size)};
+    candidate.split_backward = true;
+    if (size.pipeline == 1) return add_recompute(candidate, to);
     for (const Order& order : kOrders) {
       if (size.pipeline * order.chunks > std::ssize(graph_.units)) continue;
-      const bool automatic = order.schedule == Name::Automatic;
-      if (automatic && size.pipeline * order.chunks * size.micro_batches > kMostOfAutomatic) continue;
-      for (const auto cut : cuts) {
-        // Other cuts than the best are for comparing with schedules that people know.
-        if (cut != best && (automatic || order.chunks > 1)) continue;
-        const Candidate candidate{size, order.schedule, order.split_backward,           order.chunks,
-                                  cut,  config::Recompute::None, bound};
-        if (cut == best && all) {
-          add_recompute(candidate, to);
-        } else {
-          to.push_back(candidate);
-        }
+      if (order.schedule == Name::Automatic || (!all_ && order.schedule == Name::GPipe)) continue;
+      candidate.schedule = order.schedule;
+      candidate.split_backward = order.split_backward;
+      candidate.chunks = order.chunks;
+      candidate.cut = best_cut();
+      add_recompute(candidate, to);
+      // Other cuts are for comparing with schedules that people know.
+      if (!all_ || order.chunks > 1) continue;
+      for (const auto cut :
+           {config::PartitionRule::Flops, config::PartitionRule::Parameters, config::PartitionRule::Uniform}) {
+        candidate.cut = cut;
+        if (cut != best_cut()) to.push_back(candidate);
+      }
+    }
+  }
+
+  // A schedule of their own for the meshes and batches that are fastest with the published ones.
+  void try_automatic() {
+    std::vector<LayoutSize> fastest;
+    for (const PlannedLayout& layout : result_.ranked) {
+      const bool known = std::find(fastest.begin(), fastest.end(), layout.size) != fastest.end();
+      if (layout.size.pipeline > 1 && !known && fastest.size() < kMostAutomatic) fastest.push_back(layout.size);
+    }
+    for (const LayoutSize& size : fastest) {
+      for (const Order& order : kOrders) {
+        if (order.schedule != Name::Automatic || size.pipeline * order.chunks > std::ssize(graph_.units)) continue;
+        consider({.size = size,
+                  .schedule = order.schedule,
+                  .split_backward = true,
+                  .chunks = order.chunks,
+                  .cut = best_cut()});
       }
     }
   }
@@ -106,14 +130,20 @@ class Planner {
   void add_recompute(Candidate candidate, std::vector<Candidate>& to) const {
     to.push_back(candidate);
     candidate.recompute = config::Recompute::Full;
-    if (r_.memory <= 0) to.push_back(candidate);
+    if (r_.memory <= 0 && all_) to.push_back(candidate);
   }
 
-  // Weights and gradients alone, evenly divided.
+  // What the rank that has most has at least: an even share of weights, gradients and optimizer state, and of one
+  // micro-batch what flows between pieces.
   bool fits_at_all(const LayoutSize& size) {
     if (r_.memory <= 0) return true;
     const auto elements = static_cast<double>(model::parameter_elements(graph_));
-    const double least = 2 * sizeof(float) * elements / static_cast<double>(size.pipeline * size.tensor);
+    const bool one_node = r_.costs.machines.node_of_rank.empty();
+    const int states = optim::make_optimizer(r_.config.optimizer)->state_count();
+    const double state = static_cast<double>(states) / (one_node ? static_cast<double>(size.data) : 1.0);
+    double least = sizeof(float) * elements * (2 + state) / static_cast<double>(size.tensor);
+    for (const model::Unit& piece : graph_.pieces) least += costs_of(size).boundary_bytes(piece.node_begin);
+    least /= static_cast<double>(size.pipeline);
     if (least <= r_.memory) return true;
     reject_for_memory(size, "");
     return false;
@@ -148,7 +178,8 @@ class Planner {
     double largest = 0;
     for (const plan::PassSeconds& piece : costs.pieces()) {
       all += piece;
-      largest = std::max(largest, piece.forward + std::min(piece.backward, piece.backward_input + piece.backward_weight));
+      largest =
+          std::max(largest, piece.forward + std::min(piece.backward, piece.backward_input + piece.backward_weight));
     }
     const auto p = static_cast<double>(size.pipeline);
     const auto m = static_cast<double>(size.micro_batches);
@@ -184,31 +215,22 @@ class Planner {
     return config;
   }
 
-  void evaluate(const std::vector<Candidate>& candidates, bool all) {
-    const auto wanted = static_cast<std::size_t>(r_.wanted > 0 ? r_.wanted : std::ssize(candidates));
-    std::int64_t forwards = 0;
-    std::set<std::string> seen;  // a cut that another rule has found already is the same layout
-    for (const Candidate& candidate : candidates) {
-      const bool beaten = result_.ranked.size() >= wanted &&
-                          candidate.bound > result_.ranked[wanted - 1].prediction.step_seconds;
-      const std::int64_t cost = candidate.size.pipeline * candidate.size.micro_batches;
-      if (!all && (beaten || forwards + cost > kMostForwards ||
-                   candidate.size.micro_batches > kMostMicroBatchesATable)) {
-        ++result_.bounded;
-        continue;
-      }
-      forwards += cost;
-      consider(candidate, seen);
-    }
+  // Of many: whether it may be among the fastest, and there is time for it.
+  bool worth_a_plan(const Candidate& candidate) {
+    const auto wanted = static_cast<std::size_t>(std::max<std::int64_t>(1, r_.wanted));
+    const std::vector<PlannedLayout>& best = result_.ranked;
+    if (best.size() >= wanted && candidate.bound > best[wanted - 1].prediction.step_seconds) return false;
+    if (candidate.size.pipeline * candidate.size.micro_batches > kMostOfTable) return false;
+    return plans_++ < kMostPlans;
   }
 
-  void consider(Candidate candidate, std::set<std::string>& seen) {
+  void consider(Candidate candidate) {
     PlannedLayout layout;
     layout.size = candidate.size;
     layout.config = configured(candidate);
     RunPlan plan;
     try {
-      plan = make_plan(layout.config, r_.ranks, r_.costs);
+      plan = make_plan(layout.config, r_.ranks, costs_);
     } catch (const Error& error) {
       if (error.code() != ExitCode::Usage) throw;
       return rejections_.add(error.what(), plan::to_string(candidate.size));
@@ -217,22 +239,49 @@ class Planner {
                                   config::name_of(candidate.schedule), candidate.chunks, candidate.split_backward,
                                   static_cast<int>(candidate.recompute));
     for (const Range nodes : plan.stage_nodes) key += fmt::format(" {}", nodes.end);
-    if (!seen.insert(key).second) return;
+    if (!seen_.insert(key).second) return;
     layout.memory = peak_memory(plan, r_.threads, r_.data_bytes);
-    if (r_.memory > 0 && static_cast<double>(layout.memory) > r_.memory) {
-      candidate.recompute = config::Recompute::Auto;
-      layout.config = configured(candidate);
-      plan.config.training.recompute = config::Recompute::Auto;
-      fit_recompute(plan, r_.threads, r_.data_bytes, {.bytes = static_cast<std::size_t>(r_.memory), .own = false});
-      layout.memory = peak_memory(plan, r_.threads, r_.data_bytes);
-      if (static_cast<double>(layout.memory) > r_.memory) {
-        return reject_for_memory(candidate.size,
-                                 fmt::format(", {} micro-batches, {}: {:.4g} GiB", candidate.size.micro_batches,
-                                             config::name_of(candidate.schedule),
-                                             static_cast<double>(layout.memory) / 0x1p30));
-      }
+    if (r_.memory > 0 && static_cast<double>(layout.memory) > r_.memory && !recompute(candidate, plan, layout)) {
+      return reject_for_memory(
+          candidate.size,
+          fmt::format(", {} micro-batches, {}: {:.4g} GiB", candidate.size.micro_batches,
+                      config::name_of(candidate.schedule), static_cast<double>(layout.memory) / 0x1p30));
     }
     keep(plan, std::move(layout));
+  }
+
+  // The least that fits, or everything, as the search for the least takes its time. False: not even that is enough.
+  bool recompute(Candidate candidate, RunPlan& plan, PlannedLayout& layout) const {
+    candidate.recompute = all_ ? config::Recompute::Auto : config::Recompute::Full;
+    layout.config = configured(candidate);
+    if (all_) {
+      plan.config.training.recompute = config::Recompute::Auto;
+      fit_recompute(plan, r_.threads, r_.data_bytes, {.bytes = static_cast<std::size_t>(r_.memory), .own = false});
+    } else {
+      plan = make_plan(layout.config, r_.ranks, costs_);
+    }
+    layout.memory = peak_memory(plan, r_.threads, r_.data_bytes);
+    return static_cast<double>(layout.memory) <= r_.memory;
+  }
+
+  // Of many layouts the fastest ones get what recomputes least.
+  void refine() {
+    std::vector<PlannedLayout> fastest;
+    while (fastest.size() < kMostFits && !result_.ranked.empty()) {
+      fastest.push_back(std::move(result_.ranked.front()));
+      result_.ranked.erase(result_.ranked.begin());
+    }
+    for (PlannedLayout& layout : fastest) {
+      RunPlan plan = make_plan(layout.config, r_.ranks, costs_);
+      if (!plan.recompute.empty()) {
+        layout.config.training.recompute = plan.config.training.recompute = config::Recompute::Auto;
+        layout.config.parallel.memory_per_rank = static_cast<std::int64_t>(r_.memory);
+        fit_recompute(plan, r_.threads, r_.data_bytes, {.bytes = static_cast<std::size_t>(r_.memory), .own = false});
+        layout.memory = peak_memory(plan, r_.threads, r_.data_bytes);
+      }
+      layout.stages.clear();
+      keep(plan, std::move(layout));
+    }
   }
 
   void keep(const RunPlan& plan, PlannedLayout layout) {
@@ -240,9 +289,9 @@ class Planner {
       if (plan.stages() == 1) break;
       layout.stages += (layout.stages.empty() ? "" : " | ") + plan::describe_stage(plan.graph, nodes);
     }
-    layout.recompute = plan.recompute.empty() ? "none" : plan.config.training.recompute == config::Recompute::Full
-                                                             ? "full"
-                                                             : describe_recompute(plan);
+    layout.recompute = plan.recompute.empty()                                      ? "none"
+                       : plan.config.training.recompute == config::Recompute::Full ? "full"
+                                                                                   : "auto";
     layout.prediction = predict(plan, *r_.costs.model, r_.costs.machines.speed);
     const auto better = [&](const PlannedLayout& other) {
       const double mine = layout.prediction.step_seconds;
@@ -254,6 +303,10 @@ class Planner {
 
   const PlannerRequest& r_;
   const model::Graph graph_;
+  PlanCosts costs_;
+  bool all_ = false;  // everything is simulated
+  int plans_ = 0;
+  std::set<std::string> seen_;  // a cut that another rule has found already is the same layout
   plan::Rejections rejections_;
   std::map<plan::PieceSize, std::unique_ptr<plan::PieceCosts>> pieces_;
   PlannedLayouts result_;

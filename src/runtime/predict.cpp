@@ -71,7 +71,8 @@ class Predictor {
     return seconds;
   }
 
-  double end_of(std::size_t rank, const schedule::Timing& timing, const std::vector<schedule::StageTimes>& times) const {
+  double end_of(std::size_t rank, const schedule::Timing& timing,
+                const std::vector<schedule::StageTimes>& times) const {
     const auto& row = plan_.training.ranks[rank];
     for (std::size_t i = row.size(); i-- > 0;) {
       const schedule::StageTimes& stage = times[row[i].stage.index()];

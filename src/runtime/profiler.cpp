@@ -292,9 +292,9 @@ class PieceProfiler {
   const storage::Dataset& data_;
   ThreadPool& pool_;
   double memory_ = 0;
-  std::vector<std::string> signatures_;  // [kind of piece]
-  std::vector<std::size_t> kind_of_;     // [piece]
-  std::vector<double> flops_;            // [piece]
+  std::vector<std::string> signatures_;                     // [kind of piece]
+  std::vector<std::size_t> kind_of_;                        // [piece]
+  std::vector<double> flops_;                               // [piece]
   std::map<std::int64_t, std::vector<double>> unevenness_;  // [samples of a round]
   std::map<Key, Seen> turn_;
   std::map<Key, plan::PassSeconds> best_;  // of all turns
@@ -330,8 +330,9 @@ plan::CostModel profile(comm::Communicator& world, const config::Config& config,
   const std::int64_t ranks = options.ranks > 0 ? options.ranks : world.size();
   const std::vector<PieceSize> sizes = plan::piece_sizes(plan::legal_sizes(config, plan.graph, ranks, rejected));
   if (sizes.empty()) {
-    throw Error(ExitCode::Usage, "profile: this model and batch fit no layout of that many ranks; `trainer plan` says "
-                                 "why");
+    throw Error(ExitCode::Usage,
+                "profile: this model and batch fit no layout of that many ranks; `trainer plan` says "
+                "why");
   }
   plan::CostModel costs;
   costs.measured = true;

@@ -197,9 +197,11 @@ RunPlan make_plan(config::Config config, std::int64_t ranks, const PlanCosts& co
   plan.recompute = written_segments(plan.graph, config.training);
   const Range all{0, static_cast<std::int64_t>(plan.graph.nodes.size())};
   const schedule::Schedule table = schedule::lowered(table_to_cut_for(parallel, micro_batches));
-  plan.stage_nodes = parallel.partition == config::PartitionRule::Profile
-                         ? plan::cut_by_costs(plan.graph, table, stage_costs(plan, costs, table.rank_of_stage))
-                         : plan::cut_stages(plan.graph, parallel, table, recomputed_nodes(plan.graph, all, plan.recompute));
+  plan.stage_nodes =
+      parallel.partition == config::PartitionRule::Profile
+          ? plan::cut_by_costs(plan.graph, table, stage_costs(plan, costs, table.rank_of_stage), costs.share_of_search)
+          : plan::cut_stages(plan.graph, parallel, table, recomputed_nodes(plan.graph, all, plan.recompute),
+                             costs.share_of_search);
   plan.parameter_uses = uses_by_parameter(plan);
   const schedule::Schedule compute = compute_schedule(plan, parallel, micro_batches, costs, table.rank_of_stage);
   plan.training = schedule::add_reductions(schedule::lowered(compute));

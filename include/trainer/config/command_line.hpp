@@ -79,13 +79,13 @@ struct PlanCommand {
   std::string config_path;
   std::vector<std::string> overrides;
   int ranks = 0;
-  std::string profile;         // "": costs are estimated
-  std::string cluster;         // "": the machine of the profile, or this one
-  std::string memory_per_rank; // "8GiB"; "": any
-  std::int64_t top = 10;       // rows of the table; 0: all
-  std::string best;            // where the winner's configuration goes; "": nowhere
+  std::string profile;          // "": costs are estimated
+  std::string cluster;          // "": the machine of the profile, or this one
+  std::string memory_per_rank;  // "8GiB"; "": any
+  std::int64_t top = 10;        // rows of the table; 0: all
+  std::string best;             // where the winner's configuration goes; "": nowhere
   bool json = false;
-  int threads = 0;             // a rank, without profile and cluster; 0: 1
+  int threads = 0;  // a rank, without profile and cluster; 0: 1
 };
 /// --help, --version or a usage error: what to print and where, and the code to leave with.
 struct Leave {

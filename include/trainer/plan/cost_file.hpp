@@ -18,10 +18,10 @@ CostModel parse_profile(const std::string& text, const std::string& source);
 struct NodeGroup {
   std::int64_t count = 1;
   std::int64_t cores = 1;
-  std::int64_t ranks = 1;      // on each; the cores are divided among them
-  double core_flops = 0;       // multiply-adds in registers, a second
-  double memory = 0;           // bytes of a node; 0: not said
-  double memory_bandwidth = 0; // of a core, bytes a second
+  std::int64_t ranks = 1;       // on each; the cores are divided among them
+  double core_flops = 0;        // multiply-adds in registers, a second
+  double memory = 0;            // bytes of a node; 0: not said
+  double memory_bandwidth = 0;  // of a core, bytes a second
 };
 
 /// Machines that are not here.
@@ -32,8 +32,8 @@ struct Cluster {
   std::int64_t ranks() const;  // that it has room for
   std::int64_t nodes() const;
 };
-/// Keys: "nodes": [{"count", "cores", "ranks", "gflops_per_core", "memory", "memory_bandwidth_gb_s"}], "within_node" and
-/// "between_nodes": {"latency_us", "bandwidth_gb_s"}. Throws Error(Usage) as parse_profile does.
+/// Keys: "nodes": [{"count", "cores", "ranks", "gflops_per_core", "memory", "memory_bandwidth_gb_s"}], "within_node"
+/// and "between_nodes": {"latency_us", "bandwidth_gb_s"}. Throws Error(Usage) as parse_profile does.
 Cluster parse_cluster(const std::string& text, const std::string& source);
 
 /// [rank] the node of each of the first `ranks` ranks, filled in order, and the speed of a rank there. Throws

@@ -79,10 +79,10 @@ struct CostModel {
   /// Ranks that wait for each other wait for the one that the machine has held up: how much longer it takes at a time
   /// than the mean of them, 1: no longer. What tensor ranks have measured together has it in it.
   double unevenness = 1;
-  double action = 0;                    // of an action, besides its pieces
-  double step = 0;                      // of a step, besides all of the above
-  Link within{};                        // between ranks of a node
-  Link between{2e-5, 1e9};              // between nodes
+  double action = 0;        // of an action, besides its pieces
+  double step = 0;          // of a step, besides all of the above
+  Link within{};            // between ranks of a node
+  Link between{2e-5, 1e9};  // between nodes
 
   /// Floating-point operations a second of one rank.
   double rank_flops() const { return core_flops * static_cast<double>(machine.threads); }

@@ -20,7 +20,8 @@ namespace trainer::plan {
 /// finds it; the others cut between units. A pure function. Throws Error(Usage) when there are more stages than units
 /// or the written list does not add up.
 std::vector<Range> cut_stages(const model::Graph& graph, const config::Parallel& parallel,
-                              const schedule::Schedule& table, const std::vector<NodeId>& again = {});
+                              const schedule::Schedule& table, const std::vector<NodeId>& again = {},
+                              double share_of_search = 1);
 
 /// What stages cost wherever the model is cut: for the cut, for a schedule made for its times, for the prediction.
 struct StageCosts {
@@ -36,7 +37,8 @@ struct StageCosts {
 
 /// "profile": the cut (between pieces) whose simulated step in `table` is shortest with these costs, found as for
 /// "flops", from the cut that balances the stages by their speeds.
-std::vector<Range> cut_by_costs(const model::Graph& graph, const schedule::Schedule& table, const StageCosts& costs);
+std::vector<Range> cut_by_costs(const model::Graph& graph, const schedule::Schedule& table, const StageCosts& costs,
+                                double share_of_search = 1);
 
 /// The contiguous cut of `costs` into `parts` non-empty parts with the smallest largest sum; among those the one with
 /// the smallest sum of squares. Exact, by dynamic programming in O(parts · n²).

@@ -13,9 +13,9 @@ namespace trainer::runtime {
 struct PlannerRequest {
   config::Config config;  // its parallel section and micro-batches are what is searched
   std::int64_t ranks = 1;
-  PlanCosts costs;        // with a model
-  int threads = 1;        // a rank
-  double memory = 0;      // bytes that a rank may take; 0: any
+  PlanCosts costs;    // with a model
+  int threads = 1;    // a rank
+  double memory = 0;  // bytes that a rank may take; 0: any
   std::size_t data_bytes = 0;
   std::int64_t wanted = 10;  // layouts that must be right; 0: all
 };
@@ -24,7 +24,7 @@ struct PlannedLayout {
   plan::LayoutSize size;
   config::Config config;  // that trains it
   std::string stages;     // "embedding … h.2.attn (3.5) | h.2.mlp … head (4.5)"; "": one
-  std::string recompute;  // "none", "full", or the layers that "auto" takes
+  std::string recompute;  // "none", "full" or "auto"
   Prediction prediction;
   std::size_t memory = 0;  // MemoryPrediction::total() of the rank that has most
 };

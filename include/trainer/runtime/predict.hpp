@@ -11,11 +11,11 @@ namespace trainer::runtime {
 
 struct Prediction {
   double step_seconds = 0;
-  double pass_seconds = 0;   // of the walk over the schedule: until the last rank has done its last action
-  double bubble = 0;         // share of that in which ranks wait for each other's stages
-  double communication = 0;  // seconds of a step that the rank that has most spends on sums over tensor ranks and
-                             // replicas, tied gradients, messages and the agreement; within step_seconds
-  double optimizer = 0;      // seconds: gradient norm and update
+  double pass_seconds = 0;    // of the walk over the schedule: until the last rank has done its last action
+  double bubble = 0;          // share of that in which ranks wait for each other's stages
+  double communication = 0;   // seconds of a step that the rank that has most spends on sums over tensor ranks and
+                              // replicas, tied gradients, messages and the agreement; within step_seconds
+  double optimizer = 0;       // seconds: gradient norm and update
   double measured_share = 0;  // of the stages' time, that comes from measurements
 };
 

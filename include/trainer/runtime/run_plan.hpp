@@ -61,6 +61,7 @@ struct Machines {
 struct PlanCosts {
   const plan::CostModel* model = nullptr;  // null: estimated, alike on all machines
   Machines machines;
+  double share_of_search = 1;  // of what a search for a cut or a schedule may take
 };
 
 /// Resolves, builds, cuts and schedules for `ranks`; verifies the schedules. Throws Error(Usage).
