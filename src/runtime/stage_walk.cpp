@@ -49,7 +49,7 @@ RunPlan stretch_of(const RunPlan& whole, Range nodes, std::int64_t samples, std:
   shape.mesh = {1, 1, tensor};
   shape.stage_nodes = {nodes};
   shape.stages_of_rank = {{StageId(0)}};
-  shape.training.rank_of_stage = {0};
+  shape.training = schedule::one_f_one_b({1, 2});
   shape.micro_batch_samples = samples;
   shape.parameter_uses.resize(shape.graph.parameters.size());
   for (std::int64_t i = nodes.begin; i < nodes.end; ++i) {
