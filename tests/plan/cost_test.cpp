@@ -96,17 +96,20 @@ std::string all_complaints() {
   for (const auto& [find, by] : of_profile) {
     text += complaint([&] { plan::parse_profile(replaced(profile, find, by), "p.json"); }) + "\n";
   }
-  const std::pair<const char*, const char*> of_cluster[] = {
-      {"\"cores\": 8", "\"cores\": 8000"},  {"\"ranks\": 4", "\"ranks\": 9"},
-      {"\"ranks\": 4", "\"rank\": 4"},      {"64GiB", "64 potatoes"},
-      {"\"gflops_per_core\": 100", "\"gflops_per_core\": 0"},
-      {", \"gflops_per_core\": 100", ""},   {"between_nodes", "between"},
-      {"\"latency_us\": 20", "\"latency_us\": -1"}};
+  const std::pair<const char*, const char*> of_cluster[] = {{"\"cores\": 8", "\"cores\": 8000"},
+                                                            {"\"ranks\": 4", "\"ranks\": 9"},
+                                                            {"\"ranks\": 4", "\"rank\": 4"},
+                                                            {"64GiB", "64 potatoes"},
+                                                            {"\"gflops_per_core\": 100", "\"gflops_per_core\": 0"},
+                                                            {", \"gflops_per_core\": 100", ""},
+                                                            {"between_nodes", "between"},
+                                                            {"\"latency_us\": 20", "\"latency_us\": -1"}};
   for (const auto& [find, by] : of_cluster) {
     text += complaint([&] { plan::parse_cluster(replaced(kCluster, find, by), "c.json"); }) + "\n";
   }
   text += complaint([] { plan::parse_cluster(R"({"nodes": []})", "c.json"); }) + "\n";
-  text += complaint([] { plan::parse_cluster(R"({"nodes": [{"count": 2, "cores": 1, "gflops_per_core": 1}]})", "c.json"); });
+  text += complaint(
+      [] { plan::parse_cluster(R"({"nodes": [{"count": 2, "cores": 1, "gflops_per_core": 1}]})", "c.json"); });
   text += "\n" + complaint([] { plan::place(plan::parse_cluster(kCluster, "c.json"), 13); }) + "\n";
   return text;
 }
@@ -168,7 +171,8 @@ TEST_CASE("a stage whose backward is one action has that action's time") {
     CHECK(t.backward_input + t.backward_weight == doctest::Approx(4));
   }
   const schedule::Schedule split = schedule::one_f_one_b({2, 3, true});  // stage 0 joins: it has nothing to send
-  CHECK(plan::simulator_times(split, stages)[0].backward_input + plan::simulator_times(split, stages)[0].backward_weight ==
+  CHECK(plan::simulator_times(split, stages)[0].backward_input +
+            plan::simulator_times(split, stages)[0].backward_weight ==
         doctest::Approx(4));
   CHECK(plan::simulator_times(split, stages)[1].backward_weight == 3);
 }
