@@ -35,6 +35,7 @@ ExitCode run_alone(const config::Command& command) {
   if (const auto* c = std::get_if<config::GenerateCommand>(&command)) return generate(*c);
   if (const auto* c = std::get_if<config::ScheduleCommand>(&command)) return print_schedule(*c);
   if (const auto* c = std::get_if<config::PlanCommand>(&command)) return plan_layouts(*c);
+  if (const auto* c = std::get_if<config::ReportCommand>(&command)) return report(*c);
   return inspect(std::get<config::InspectCommand>(command));
 }
 

@@ -8,12 +8,14 @@
 
 #include "app.hpp"
 #include "costs.hpp"
+#include "run_record.hpp"
 #include "train_report.hpp"
 #include "trainer/comm/shared_memory.hpp"
 #include "trainer/comm/topology.hpp"
 #include "trainer/observe/reporters.hpp"
 #include "trainer/ops/matmul.hpp"
 #include "trainer/runtime/agreement.hpp"
+#include "trainer/runtime/predict.hpp"
 #include "trainer/runtime/recompute.hpp"
 #include "trainer/runtime/train.hpp"
 #include "trainer/runtime/worker.hpp"
@@ -29,8 +31,7 @@ std::unique_ptr<Observer> make_observers(const config::Config& config, std::int6
   std::vector<std::unique_ptr<Observer>> all;
   const std::int64_t every = config.logging.every_steps;
   auto progress = observe::make_progress(isatty(STDERR_FILENO) != 0, every);
-  const std::string& directory =
-      config.logging.directory.empty() ? config.checkpoint.directory : config.logging.directory;
+  const std::string& directory = record_directory(config);
   if (!directory.empty()) {
     storage::real_file_system().make_directories(directory);
     all.push_back(observe::make_metrics(directory, every, resumed_step, progress.get()));
@@ -134,12 +135,15 @@ ExitCode train(Context& context, const config::TrainCommand& command) {
   const std::optional<plan::CostModel> costs = agreed_profile(world, config);
   runtime::RunPlan plan;
   std::unique_ptr<storage::Dataset> data;
+  std::optional<runtime::TraceWindow> trace;
   const std::int64_t ranks = command.dry_run ? ranks_to_plan(command, config, world.size()) : world.size();
   runtime::agree(world, [&] {
     require_precision(command, config);
     plan = runtime::make_plan(config, ranks, {costs ? &*costs : nullptr, {}});
     data = storage::load_dataset(plan.config.data, runtime::model_input(plan.graph), plan.config.training.seed);
     runtime::check_samples(plan, *data);
+    trace = trace_window(command, runtime::total_steps(plan.config.training, runtime::training_samples(plan, *data)));
+    if (trace && !command.dry_run && world.rank() == 0) try_trace(command.trace);
   });
   if (command.dry_run) {
     fit_memory(world, plan, node, ranks, data->bytes());
@@ -162,8 +166,16 @@ ExitCode train(Context& context, const config::TrainCommand& command) {
   options.build = version_text();
   options.stop = &stop_requested();
   options.allocations = allocation_count;
-  options.observers = [&plan](std::int64_t resumed_step, std::int64_t) {
-    return make_observers(plan.config, resumed_step);
+  options.trace = trace;
+  Expectation expected;
+  if (costs) {
+    const runtime::Prediction prediction = runtime::predict(plan, *costs);
+    expected = {prediction.step_seconds, prediction.pass_seconds, prediction.bubble, config.parallel.profile};
+  }
+  options.observers = [&](std::int64_t resumed_step, std::int64_t total_steps) {
+    auto observers = make_observers(plan.config, resumed_step);
+    write_run_facts(plan, expected, node.threads, data->bytes(), resumed_step, total_steps);
+    return observers;
   };
   if (costs && world.rank() == 0) {
     const std::string difference = taken_elsewhere(costs->machine, config.parallel.profile);
@@ -176,7 +188,9 @@ ExitCode train(Context& context, const config::TrainCommand& command) {
   const runtime::TrainResult result = runtime::train(world, plan, *data, storage::real_file_system(), options);
   if (world.rank() == 0) {
     try {
-      report(plan, result);
+      write_actions(plan, result.timeline);
+      if (trace) write_trace(command.trace, result.timeline);
+      report(plan, result, expected);
     } catch (const Error& error) {
       if (result.message.empty()) throw;
       note(fmt::format("warning: {}\n", error.what()));

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <set>
 
 #include "app.hpp"
 #include "trainer/observe/reporters.hpp"
@@ -51,6 +52,12 @@ std::string partition_table(const runtime::RunPlan& plan, int threads, std::size
       rows);
 }
 
+// A step of the table, as the run's optimizer step lets passes follow each other.
+static schedule::Timing timing_of(const runtime::RunPlan& plan, const std::vector<schedule::StageTimes>& times) {
+  return plan.config.training.optimistic_step ? schedule::simulate_without_barrier(plan.training, times)
+                                              : schedule::simulate(plan.training, times);
+}
+
 // What the backward computes again, and what it costs beside "FLOPs a step".
 static std::string recompute_line(const runtime::RunPlan& plan) {
   if (plan.config.training.recompute == config::Recompute::None) return {};
@@ -65,7 +72,7 @@ std::string summary(const runtime::RunPlan& plan) {
   for (std::int64_t s = 0; s < plan.stages(); ++s) {
     times.push_back(runtime::stage_flops(plan, StageId(s)));
   }
-  const double bubble = schedule::simulate(plan.training, times).bubble();
+  const double bubble = timing_of(plan, times).bubble();
   return fmt::format(
       "model: {} parameters, {} units, {} FLOPs a step\n"
       "mesh: data {} × pipeline {} × tensor {} = {} ranks; {} micro-batches of {} samples a replica\n"
@@ -80,49 +87,120 @@ std::string summary(const runtime::RunPlan& plan) {
 
 namespace {
 
-// [stage] of the first replica.
-std::vector<schedule::StageTimes> stage_times(const runtime::RunPlan& plan, const runtime::TrainResult& result) {
-  std::vector<schedule::StageTimes> times(static_cast<std::size_t>(plan.stages()));
-  for (std::int64_t p = 0; p < plan.mesh.pipeline; ++p) {
-    const std::int64_t rank = plan.mesh.rank({.data = 0, .pipeline = p, .tensor = 0});
-    const std::vector<StageId>& stages = plan.stages_of(p);
-    for (std::size_t s = 0; s < stages.size(); ++s) {
-      times[stages[s].index()] = result.passes[static_cast<std::size_t>(rank)].compute[s];
+// What the schedule allows with the stages' own times, of the slowest replica; nothing without a pipeline or after a
+// single step.
+std::optional<schedule::Timing> simulated_pass(const runtime::RunPlan& plan, const runtime::TrainResult& result) {
+  if (plan.mesh.pipeline == 1 || result.passes.empty()) return std::nullopt;
+  std::optional<schedule::Timing> slowest;
+  for (std::int64_t d = 0; d < plan.mesh.data; ++d) {
+    for (std::int64_t t = 0; t < plan.mesh.tensor; ++t) {
+      std::vector<schedule::StageTimes> times(static_cast<std::size_t>(plan.stages()));
+      for (std::int64_t p = 0; p < plan.mesh.pipeline; ++p) {
+        const auto rank = static_cast<std::size_t>(plan.mesh.rank({.data = d, .pipeline = p, .tensor = t}));
+        const std::vector<StageId>& stages = plan.stages_of(p);
+        for (std::size_t s = 0; s < stages.size(); ++s) times[stages[s].index()] = result.passes[rank].compute[s];
+      }
+      schedule::Timing timing = timing_of(plan, times);
+      if (!slowest || timing.step > slowest->step) slowest = std::move(timing);
     }
   }
-  return times;
+  return slowest;
 }
 
-// What the schedule allows with the stages' own times; nothing without a pipeline or after a single step.
-std::optional<schedule::Timing> simulated_pass(const runtime::RunPlan& plan, const runtime::TrainResult& result) {
-  if (plan.stages() == 1 || result.passes.empty()) return std::nullopt;
-  return schedule::simulate(plan.training, stage_times(plan, result));
-}
-
-std::string pipeline_report(const runtime::RunPlan& plan, const runtime::TrainResult& result,
-                            const schedule::Timing& simulated) {
+double longest_pass(const runtime::TrainResult& result) {
   double whole = 0;
-  for (std::int64_t p = 0; p < plan.mesh.pipeline; ++p) {
-    const std::int64_t rank = plan.mesh.rank({.data = 0, .pipeline = p, .tensor = 0});
-    whole = std::max(whole, result.passes[static_cast<std::size_t>(rank)].whole);
-  }
-  std::string stages;
-  for (const schedule::StageTimes& times : stage_times(plan, result)) {
-    stages += fmt::format("{}{:.1f} + {:.1f}", stages.empty() ? "" : ", ", 1e3 * times.forward,
-                          1e3 * (times.backward_input + times.backward_weight));
-  }
-  return fmt::format(
-      "pipeline: {:.1f} ms a step, {:.1f} by the simulator from the stages' own times (bubble {:.1f}%); forward + "
-      "backward of a micro-batch, stage by stage: {} ms\n",
-      1e3 * whole, 1e3 * simulated.step, 100.0 * simulated.bubble(), stages);
+  for (const runtime::RankPass& pass : result.passes) whole = std::max(whole, pass.whole);
+  return whole;
 }
 
-// The run's facts for scripts, in DIRECTORY/summary.json beside the checkpoints where there are any.
+// The share of the ranks' time in the pass that no action uses.
+double measured_bubble(const runtime::TrainResult& result) {
+  double busy = 0;
+  for (const runtime::RankPass& pass : result.passes) busy += pass.busy;
+  const double whole = longest_pass(result) * static_cast<double>(result.passes.size());
+  return whole > 0 ? 1.0 - busy / whole : 0.0;
+}
+
+double mean_step(const runtime::TrainResult& result) {
+  return result.splits.empty() ? 0.0 : result.splits.front().step();
+}
+
+// What was said before the run, or follows from the stages' own times, beside what was.
+std::vector<observe::RunSummary::Promise> promises(const runtime::TrainResult& result, const Expectation& expected,
+                                                   const std::optional<schedule::Timing>& simulated) {
+  std::vector<observe::RunSummary::Promise> all;
+  if (expected.step_seconds > 0) {
+    all.push_back({"step seconds", expected.source, expected.step_seconds, mean_step(result)});
+  }
+  if (expected.pass_seconds > 0 && !result.passes.empty()) {
+    all.push_back({"pass seconds", expected.source, expected.pass_seconds, longest_pass(result)});
+    all.push_back({"bubble", expected.source, expected.bubble, measured_bubble(result)});
+  }
+  if (simulated) {
+    constexpr const char* kSource = "simulator, the stages' own times";
+    all.push_back({"pass seconds", kSource, simulated->step, longest_pass(result)});
+    all.push_back({"bubble", kSource, simulated->bubble(), measured_bubble(result)});
+  }
+  const runtime::RankMemory* largest = nullptr;
+  for (const runtime::RankMemory& memory : result.memory) {
+    if (largest == nullptr || memory.measured > largest->measured) largest = &memory;
+  }
+  if (largest != nullptr) all.push_back({"memory bytes", "plan", largest->predicted, largest->measured});
+  return all;
+}
+
+std::string promise_table(const std::vector<observe::RunSummary::Promise>& promises) {
+  std::vector<std::vector<std::string>> rows;
+  for (const observe::RunSummary::Promise& p : promises) {
+    const auto show = [&p](double value) {
+      if (p.what == "bubble") return fmt::format("{:.1f}%", 100.0 * value);
+      return p.what == "memory bytes" ? human_bytes(value) : fmt::format("{:.2f} ms", 1e3 * value);
+    };
+    std::string error = fmt::format("{:+.1f}%", 100.0 * (p.predicted / p.measured - 1.0));
+    if (p.what == "bubble") error = fmt::format("{:+.1f} points", 100.0 * (p.predicted - p.measured));
+    const std::string what = p.what == "bubble"         ? "bubble"
+                             : p.what == "memory bytes" ? "memory, largest rank"
+                                                        : p.what.substr(0, 4);
+    rows.push_back({what, show(p.predicted), show(p.measured), p.measured > 0 ? error : "-", p.source});
+  }
+  return observe::format_table({"", "predicted", "measured", "error", "by"}, rows);
+}
+
+// A row a rank: where its step went. Parts that are nothing on every rank have no column.
+std::string time_table(const runtime::RunPlan& plan, const runtime::TrainResult& result) {
+  std::vector<std::string> header{"rank", "place", "step", "compute"};
+  std::vector<std::vector<std::string>> rows;
+  for (std::size_t r = 0; r < result.splits.size(); ++r) {
+    const TimeSplit& split = result.splits[r];
+    rows.push_back({fmt::to_string(r), runtime::describe_place(plan, static_cast<std::int64_t>(r)),
+                    fmt::format("{:.2f}", 1e3 * split.step()), fmt::format("{:.2f}", 1e3 * split.compute())});
+  }
+  for (std::size_t p = 4; p < kTimeParts.size(); ++p) {  // behind those of computing
+    const TimePart& part = kTimeParts[p];
+    const bool between = p >= kStepParts;
+    const auto shows = [&](const TimeSplit& split) { return split.*part.seconds >= (between ? 5e-3 : 5e-6); };
+    if (std::none_of(result.splits.begin(), result.splits.end(), shows)) continue;
+    header.push_back(std::string(part.name) + (between ? " s" : ""));
+    for (std::size_t r = 0; r < rows.size(); ++r) {
+      rows[r].push_back(fmt::format("{:.2f}", (between ? 1.0 : 1e3) * result.splits[r].*part.seconds));
+    }
+  }
+  return observe::format_table(header, rows);
+}
+
+std::string memory_table(const runtime::RunPlan& plan, const runtime::TrainResult& result) {
+  std::vector<std::vector<std::string>> rows;
+  for (std::size_t r = 0; r < result.memory.size(); ++r) {
+    rows.push_back({fmt::to_string(r), runtime::describe_place(plan, static_cast<std::int64_t>(r)),
+                    human_bytes(result.memory[r].predicted), human_bytes(result.memory[r].measured)});
+  }
+  return observe::format_table({"rank", "place", "memory since start: predicted", "measured"}, rows);
+}
+
+// The run's facts for scripts, in summary.json beside the checkpoints and beside metrics.jsonl.
 void write_summary(const runtime::RunPlan& plan, const runtime::TrainResult& result,
+                   const std::vector<observe::RunSummary::Promise>& promises,
                    const std::optional<schedule::Timing>& simulated) {
-  const std::string& checkpoints = plan.config.checkpoint.directory;
-  const std::string& directory = checkpoints.empty() ? plan.config.logging.directory : checkpoints;
-  if (directory.empty()) return;
   observe::RunSummary facts;
   facts.first_step = result.first_step;
   facts.last_step = result.last_step;
@@ -136,49 +214,46 @@ void write_summary(const runtime::RunPlan& plan, const runtime::TrainResult& res
     facts.memory.push_back({static_cast<int>(r), memory.predicted, memory.measured, memory.live_set, memory.process});
   }
   for (std::size_t r = 0; r < result.passes.size(); ++r) {
-    const auto& [compute, whole] = result.passes[r];
+    const std::vector<schedule::StageTimes>& compute = result.passes[r].compute;
     const std::vector<StageId>& stages = plan.stages_of(plan.mesh.coordinates(static_cast<std::int64_t>(r)).pipeline);
     for (std::size_t s = 0; s < compute.size(); ++s) {
       facts.passes.push_back({static_cast<int>(r), stages[s].value, compute[s].forward, compute[s].backward_input,
-                              compute[s].backward_weight, whole});
+                              compute[s].backward_weight, result.passes[r].whole});
     }
   }
   if (simulated) facts.simulated_pass = simulated->step;
-  try {
-    storage::real_file_system().write_text(directory + "/summary.json", observe::to_json(facts));
-  } catch (const Error& error) {
-    note(fmt::format("warning: {}\n", error.what()));
+  facts.splits = result.splits;
+  facts.promises = promises;
+  const std::string text = observe::to_json(facts);
+  for (const std::string& directory : std::set{plan.config.checkpoint.directory, plan.config.logging.directory}) {
+    if (directory.empty()) continue;
+    try {
+      storage::real_file_system().write_text(directory + "/summary.json", text);
+    } catch (const Error& error) {
+      note(fmt::format("warning: {}\n", error.what()));
+    }
   }
 }
 
 }  // namespace
 
-void report(const runtime::RunPlan& plan, const runtime::TrainResult& result) {
-  const auto steps = static_cast<double>(result.last_step - result.first_step + 1);
+void report(const runtime::RunPlan& plan, const runtime::TrainResult& result, const Expectation& expected) {
+  const std::int64_t steps = result.last_step - result.first_step + 1;
   if (steps == 0) {
     print(fmt::format("nothing left to train: {} is at step {} already\n", result.checkpoint, result.last_step));
     return;
   }
-  std::string text = fmt::format("trained {} steps in {}, loss {:.6g}", result.last_step - result.first_step + 1,
-                                 observe::human_duration(result.seconds), result.loss);
+  std::string text =
+      fmt::format("trained {} steps in {}, loss {:.6g}", steps, observe::human_duration(result.seconds), result.loss);
   if (result.validation_loss) text += fmt::format(", validation loss {:.6g}", *result.validation_loss);
   if (result.accuracy) text += fmt::format(", accuracy {:.2f}%", 100.0 * *result.accuracy);
-  std::vector<std::vector<std::string>> rows;
-  for (std::size_t r = 0; r < result.memory.size(); ++r) {
-    const auto& waits = result.waits[r];
-    const auto per_step = [&](double seconds) { return fmt::format("{:.1f}", 1e3 * seconds / std::max(1.0, steps)); };
-    rows.push_back({fmt::to_string(r), runtime::describe_place(plan, static_cast<std::int64_t>(r)),
-                    human_bytes(result.memory[r].predicted), human_bytes(result.memory[r].measured),
-                    per_step(waits.receive), per_step(waits.send), per_step(waits.tensor), per_step(waits.gradients)});
-  }
-  print(fmt::format("{}\n{}", text,
-                    observe::format_table({"rank", "place", "memory since start: predicted", "measured",
-                                           "wait ms/step: receive", "send", "tensor", "gradients"},
-                                          rows)));
   const std::optional<schedule::Timing> simulated = simulated_pass(plan, result);
-  if (simulated) print(pipeline_report(plan, result, *simulated));
+  const std::vector<observe::RunSummary::Promise> held = promises(result, expected, simulated);
+  print(fmt::format("{}\n\n{}\nms of a step{}:\n{}\n{}", text, memory_table(plan, result),
+                    steps > 1 ? fmt::format(", mean of {} (all but the first)", steps - 1) : "",
+                    time_table(plan, result), promise_table(held)));
   if (!result.checkpoint.empty()) print(fmt::format("checkpoint: {}\n", result.checkpoint));
-  write_summary(plan, result, simulated);
+  write_summary(plan, result, held, simulated);
 }
 
 }  // namespace trainer::app

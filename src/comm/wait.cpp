@@ -37,6 +37,12 @@ WaitPolicy& policy() {
   return the_policy;
 }
 
+// In-process ranks are threads.
+std::function<void()>& progress_of_thread() {
+  thread_local std::function<void()> progress;
+  return progress;
+}
+
 double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
 
 void give_core_away(double waited, bool yielding) {
@@ -64,12 +70,18 @@ void set_wait_policy(WaitPolicy new_policy) { policy() = std::move(new_policy); 
 
 const WaitPolicy& wait_policy() { return policy(); }
 
+WaitProgress::WaitProgress(std::function<void()> progress) { progress_of_thread() = std::move(progress); }
+
+WaitProgress::~WaitProgress() { progress_of_thread() = nullptr; }
+
 double wait_until(const std::function<bool()>& done, const WaitTag& tag) {
   if (done()) return 0;
   const Clock::time_point begin = Clock::now();
   const WaitPolicy& how = policy();
+  const std::function<void()>& progress = progress_of_thread();
   while (true) {
     forget_alarm();
+    if (progress) progress();
     if (done()) return seconds_since(begin);
     const double waited = seconds_since(begin);
     if (how.hang_seconds > 0 && waited > how.hang_seconds) throw_hang(tag, waited);

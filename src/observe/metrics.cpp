@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cmath>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -83,6 +84,22 @@ std::int64_t trim(const std::string& path, std::int64_t resume_step) {
   return static_cast<std::int64_t>(kept.size());
 }
 
+/// {"forward": [seconds of rank 0, …], …}, to the nanosecond; parts that are 0 on every rank are left out.
+Object time_by_rank(std::span<const TimeSplit> splits) {
+  Object time = Object::object();
+  for (std::size_t p = 0; p < kStepParts; ++p) {
+    const TimePart& part = kTimeParts[p];
+    Object seconds = Object::array();
+    bool any = false;
+    for (const TimeSplit& split : splits) {
+      seconds.push_back(std::round(split.*part.seconds * 1e9) / 1e9);
+      any = any || seconds.back() != 0.0;
+    }
+    if (any) time[std::string(part.name)] = std::move(seconds);
+  }
+  return time;
+}
+
 class Metrics final : public Observer {
  public:
   Metrics(const std::string& path, std::int64_t every_steps, std::int64_t resume_step, Observer* warnings)
@@ -104,6 +121,7 @@ class Metrics final : public Observer {
     line["tokens"] = report.tokens;
     if (report.peak_flops > 0) line["flops_share"] = report.flops / report.step_seconds / report.peak_flops;
     if (report.allocations >= 0) line["allocations"] = report.allocations;
+    if (!report.splits.empty()) line["time"] = time_by_rank(report.splits);
     write(line);
   }
 

@@ -30,6 +30,47 @@ std::string to_json(const RunSummary& summary) {
                               {"whole", p.whole}});
   }
   if (summary.simulated_pass) json["simulated_pass"] = *summary.simulated_pass;
+  json["time"] = Json::array();
+  for (std::size_t r = 0; r < summary.splits.size(); ++r) {
+    Json rank{{"rank", r}, {"step", summary.splits[r].step()}};
+    for (const TimePart& part : kTimeParts) rank[std::string(part.name)] = summary.splits[r].*part.seconds;
+    json["time"].push_back(std::move(rank));
+  }
+  json["predictions"] = Json::array();
+  for (const RunSummary::Promise& p : summary.promises) {
+    json["predictions"].push_back(
+        {{"what", p.what}, {"source", p.source}, {"predicted", p.predicted}, {"measured", p.measured}});
+  }
+  return json.dump(2) + "\n";
+}
+
+std::string to_json(const RunFacts& facts) {
+  Json json{{"build", facts.build},
+            {"started", facts.started},
+            {"total_steps", facts.total_steps},
+            {"resumed_step", facts.resumed_step},
+            {"data", facts.data},
+            {"pipeline", facts.pipeline},
+            {"tensor", facts.tensor},
+            {"micro_batches", facts.micro_batches},
+            {"threads", facts.threads},
+            {"schedule", facts.schedule},
+            {"stages", facts.stages}};
+  json["memory"] = Json::array();
+  for (std::size_t r = 0; r < facts.ranks.size(); ++r) {
+    const RunFacts::Rank& rank = facts.ranks[r];
+    json["memory"].push_back({{"rank", r},
+                              {"place", rank.place},
+                              {"weights", rank.weights},
+                              {"gradients", rank.gradients},
+                              {"optimizer", rank.optimizer},
+                              {"activations", rank.activations},
+                              {"communication", rank.communication},
+                              {"data", rank.data},
+                              {"process", rank.process}});
+  }
+  if (facts.step_seconds > 0) json["prediction"] = {{"step_seconds", facts.step_seconds}, {"bubble", facts.bubble}};
+  json["config"] = Json::parse(facts.config);
   return json.dump(2) + "\n";
 }
 

@@ -36,6 +36,13 @@ void for_each_chunk(ThreadPool& pool, std::span<const Segment> segments, const W
   });
 }
 
+// Weight and states of a piece to `before`, just before the update reads them from the cache.
+void keep(const Segment& s, std::int64_t begin, std::int64_t end, int states) {
+  std::copy(s.weight + begin, s.weight + end, s.before + begin);
+  for (int i = 0; i < states; ++i)
+    std::copy(s.state[i] + begin, s.state[i] + end, s.before + (i + 1) * s.count + begin);
+}
+
 class Sgd final : public Optimizer {
  public:
   Sgd(const config::Optimizer& config, const Kernels& kernels) : config_(config), kernels_(kernels) {}
@@ -44,7 +51,7 @@ class Sgd final : public Optimizer {
   std::string_view state_name(int) const override { return "momentum"; }
 
   void update(ThreadPool& pool, std::span<const Segment> segments, std::int64_t, double learning_rate,
-              float gradient_scale) const override {
+              float gradient_scale, bool keep_before) const override {
     SgdStep decayed = {.gradient_scale = gradient_scale,
                        .decay = static_cast<float>(config_.weight_decay),
                        .momentum = static_cast<float>(config_.momentum),
@@ -54,6 +61,7 @@ class Sgd final : public Optimizer {
     const auto momentum_kernel = config_.nesterov ? kernels_.sgd_nesterov : kernels_.sgd_momentum;
     for_each_chunk(pool, segments, [&](const Segment& s, std::int64_t begin, std::int64_t end) {
       const SgdStep& step = s.decay ? decayed : plain;
+      if (keep_before) keep(s, begin, end, state_count());
       if (config_.momentum == 0) {
         kernels_.sgd(s.weight + begin, s.gradient + begin, end - begin, step);
       } else {
@@ -75,7 +83,7 @@ class AdamW final : public Optimizer {
   std::string_view state_name(int index) const override { return index == 0 ? "exp_avg" : "exp_avg_sq"; }
 
   void update(ThreadPool& pool, std::span<const Segment> segments, std::int64_t step, double learning_rate,
-              float gradient_scale) const override {
+              float gradient_scale, bool keep_before) const override {
     const double t = static_cast<double>(step);
     AdamWStep decayed = {.gradient_scale = gradient_scale,
                          .keep = static_cast<float>(1 - learning_rate * config_.weight_decay),
@@ -88,6 +96,7 @@ class AdamW final : public Optimizer {
     AdamWStep plain = decayed;
     plain.keep = 1;
     for_each_chunk(pool, segments, [&](const Segment& s, std::int64_t begin, std::int64_t end) {
+      if (keep_before) keep(s, begin, end, state_count());
       kernels_.adamw(s.weight + begin, s.gradient + begin, s.state[0] + begin, s.state[1] + begin, end - begin,
                      s.decay ? decayed : plain);
     });
@@ -99,6 +108,16 @@ class AdamW final : public Optimizer {
 };
 
 }  // namespace
+
+void Optimizer::take_back(ThreadPool& pool, std::span<const Segment> segments) const {
+  for_each_chunk(pool, segments, [states = state_count()](const Segment& s, std::int64_t begin, std::int64_t end) {
+    std::copy(s.before + begin, s.before + end, s.weight + begin);
+    for (int i = 0; i < states; ++i) {
+      const float* before = s.before + (i + 1) * s.count;
+      std::copy(before + begin, before + end, s.state[i] + begin);
+    }
+  });
+}
 
 std::unique_ptr<Optimizer> make_optimizer(const config::Optimizer& config, const Kernels& kernels) {
   switch (config.type) {

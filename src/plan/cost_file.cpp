@@ -54,7 +54,6 @@ std::string listed(const std::vector<std::string>& words) {
   return all;
 }
 
-
 nlohmann::json JsonValue::document(const std::string& text, const std::string& source, const char* made_by) {
   constexpr std::size_t kMostBytes = std::size_t{64} << 20;
   constexpr int kMostDepth = 16;

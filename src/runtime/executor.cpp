@@ -1,7 +1,6 @@
 #include "trainer/runtime/executor.hpp"
 
 #include <algorithm>
-#include <chrono>
 
 #include "trainer/core/error.hpp"
 
@@ -12,21 +11,6 @@ namespace {
 using schedule::Action;
 using schedule::ActionKind;
 
-using Clock = std::chrono::steady_clock;
-
-// Adds the time of its life.
-class Stopwatch {
- public:
-  explicit Stopwatch(double& sum) : sum_(sum) {}
-  ~Stopwatch() { sum_ += std::chrono::duration<double>(Clock::now() - begin_).count(); }
-  Stopwatch(const Stopwatch&) = delete;
-  Stopwatch& operator=(const Stopwatch&) = delete;
-
- private:
-  double& sum_;
-  Clock::time_point begin_ = Clock::now();
-};
-
 enum class Direction { Forward = 0, Backward = 1 };
 
 // Tags are a function of (receiving side's boundary, direction, port, executor): previous and next may be one rank.
@@ -35,6 +19,35 @@ int tag_of(StageId lower_stage, Direction direction, std::size_t port, int chann
   static_assert(2 * 2 * kPorts == StageMessages::kLanesOfBoundary);
   if (port >= kPorts) internal_error("more than eight values cross a stage boundary");
   return ((lower_stage.value * 2 + static_cast<int>(direction)) * 2 + channel) * kPorts + static_cast<int>(port);
+}
+
+bool is_backward(ActionKind kind) {
+  return kind == ActionKind::Backward || kind == ActionKind::BackwardInput || kind == ActionKind::BackwardWeight;
+}
+
+// Of every kind but reductions, which log their own waits.
+Activity activity_of(ActionKind kind) {
+  switch (kind) {
+    case ActionKind::Forward:
+      return Activity::Forward;
+    case ActionKind::Backward:
+      return Activity::Backward;
+    case ActionKind::BackwardInput:
+      return Activity::BackwardInput;
+    case ActionKind::BackwardWeight:
+      return Activity::BackwardWeight;
+    case ActionKind::SendForward:
+      return Activity::SendForward;
+    case ActionKind::RecvForward:
+      return Activity::ReceiveForward;
+    case ActionKind::SendBackward:
+      return Activity::SendBackward;
+    case ActionKind::RecvBackward:
+      return Activity::ReceiveBackward;
+    case ActionKind::ReduceGradients:
+      break;
+  }
+  return Activity::Replicas;
 }
 
 std::vector<std::int32_t> order_of(const std::vector<Action>& actions, StageId stage, ActionKind kind) {
@@ -48,8 +61,8 @@ std::vector<std::int32_t> order_of(const std::vector<Action>& actions, StageId s
 }  // namespace
 
 Executor::Executor(const model::Graph& graph, const schedule::Schedule& schedule, std::vector<StageProgram> stages,
-                   std::byte* arena, StageMessages& messages, int channel, std::vector<int> world_ranks)
-    : graph_(graph), schedule_(schedule), arena_(arena), messages_(messages) {
+                   std::byte* arena, StageMessages& messages, int channel, std::vector<int> world_ranks, ActionLog* log)
+    : graph_(graph), schedule_(schedule), arena_(arena), messages_(messages), log_(log) {
   place_of_.assign(static_cast<std::size_t>(schedule.stages), -1);
   for (StageProgram& program : stages) {
     place_of_[program.stage.index()] = static_cast<std::int32_t>(stages_.size());
@@ -65,7 +78,6 @@ Executor::Executor(const model::Graph& graph, const schedule::Schedule& schedule
   }
   losses_.resize(static_cast<std::size_t>(schedule.micro_batches));
   valid_.resize(static_cast<std::size_t>(samples));
-  compute_.assign(stages_.size(), {0, 0, 0});
 }
 
 const Executor::Stage* Executor::here(std::int64_t stage) const {
@@ -185,30 +197,36 @@ void Executor::post_next(Receiver& receiver) {
   for (Lane& lane : receiver.ports) lane.slots[slot]->start();
 }
 
-void Executor::receive(Receiver& receiver, std::int32_t micro_batch) {
-  const auto slot = static_cast<std::size_t>((*receiver.slot_of)[static_cast<std::size_t>(micro_batch)]);
+void Executor::receive(Receiver& receiver, const Action& action) {
+  const ActivitySpan span(log_, activity_of(action.kind), action.stage.value, action.micro_batch.value);
+  const auto slot = static_cast<std::size_t>((*receiver.slot_of)[action.micro_batch.index()]);
   for (Lane& lane : receiver.ports)
-    receive_wait_ += comm::wait(*lane.slots[slot], {receiver.what, receiver.world_peer, micro_batch});
+    comm::wait(*lane.slots[slot], {receiver.what, receiver.world_peer, action.micro_batch.value});
   post_next(receiver);
 }
 
-void Executor::reserve(Sender& sender, std::int32_t micro_batch) {
+void Executor::reserve(Sender& sender, const Action& action) {
   const std::int32_t entry = sender.produced++ % kSendRing;
-  sender.ring_of[static_cast<std::size_t>(micro_batch)] = entry;
+  sender.ring_of[action.micro_batch.index()] = entry;
+  if (sender.ports.empty()) return;
+  const ActivitySpan span(log_, Activity::SendWait, action.stage.value, action.micro_batch.value);
   for (Lane& lane : sender.ports) {
-    send_wait_ +=
-        comm::wait(*lane.slots[static_cast<std::size_t>(entry)], {sender.what, sender.world_peer, micro_batch});
+    comm::wait(*lane.slots[static_cast<std::size_t>(entry)],
+               {sender.what, sender.world_peer, action.micro_batch.value});
   }
 }
 
-void Executor::send(Sender& sender, std::int32_t micro_batch) {
-  const auto entry = static_cast<std::size_t>(sender.ring_of[static_cast<std::size_t>(micro_batch)]);
+void Executor::send(Sender& sender, const Action& action) {
+  const ActivitySpan span(log_, activity_of(action.kind), action.stage.value, action.micro_batch.value);
+  const auto entry = static_cast<std::size_t>(sender.ring_of[action.micro_batch.index()]);
   for (Lane& lane : sender.ports) lane.slots[entry]->start();
 }
 
 void Executor::drain(Sender& sender) {
+  if (sender.ports.empty()) return;
+  const ActivitySpan span(log_, Activity::SendWait);
   for (Lane& lane : sender.ports) {
-    for (auto& transfer : lane.slots) send_wait_ += comm::wait(*transfer, {sender.what, sender.world_peer, -1});
+    for (auto& transfer : lane.slots) comm::wait(*transfer, {sender.what, sender.world_peer, -1});
   }
 }
 
@@ -232,21 +250,25 @@ void Executor::hand_back(const Stage& from, const Stage& to, const Frame& frame,
 }
 
 void Executor::forward(Stage& stage, const BatchSource& batches, const PassRequest& request, std::int32_t micro_batch) {
-  const Stopwatch watch(compute_[static_cast<std::size_t>(&stage - stages_.data())].forward);
+  const ActivitySpan span(log_, Activity::Forward, stage.stage.value, micro_batch);
   const StageLayout& layout = *stage.layout;
   const Frame frame = frame_of(stage, micro_batch);
   const auto m = static_cast<std::size_t>(micro_batch);
   if (std::byte* input = at(frame, layout.data_input)) {
+    const ActivitySpan data(log_, Activity::Data);
     batches.load_inputs(micro_batch, reinterpret_cast<std::int32_t*>(input), reinterpret_cast<float*>(input));
   }
   const bool classes = graph_.values[graph_.target.index()].kind == model::ValueKind::Tokens;
   stage.runner->forward(frame, batch_of(batches, request, micro_batch));
   if (stage.after != nullptr) hand_on(stage, *stage.after, frame, micro_batch);
   if (!layout.loss.present) return;
-  std::byte* target = at(frame, layout.loss.target);
-  batches.load_targets(micro_batch, classes ? reinterpret_cast<std::int32_t*>(target) : nullptr,
-                       classes ? nullptr : reinterpret_cast<float*>(target));
-  batches.load_valid(micro_batch, valid_.data());
+  {
+    const ActivitySpan data(log_, Activity::Data);
+    std::byte* target = at(frame, layout.loss.target);
+    batches.load_targets(micro_batch, classes ? reinterpret_cast<std::int32_t*>(target) : nullptr,
+                         classes ? nullptr : reinterpret_cast<float*>(target));
+    batches.load_valid(micro_batch, valid_.data());
+  }
   losses_[m] = stage.runner->loss(
       frame,
       {.scale = static_cast<float>(request.loss_scale), .count_hits = request.count_hits, .valid = valid_.data()});
@@ -263,8 +285,7 @@ void Executor::backward(Stage& stage, const Action& action, const BatchSource& b
     runner.weight_done = nullptr;
     if (last) runner.weight_done = [sync](NodeId node) { sync->weight_done(node); };
   }
-  schedule::StageTimes& times = compute_[static_cast<std::size_t>(&stage - stages_.data())];
-  const Stopwatch watch(input ? times.backward_input : times.backward_weight);
+  const ActivitySpan span(log_, activity_of(action.kind), action.stage.value, m);
   const Frame frame = frame_of(stage, m);
   const ops::MicroBatch batch = batch_of(batches, request, m);
   if (input && weights) {
@@ -293,22 +314,22 @@ void Executor::walk(const Action& action, const BatchSource& batches, const Pass
   const std::int32_t m = action.micro_batch.value;
   switch (action.kind) {
     case ActionKind::RecvForward:
-      return receive(stage.forward_receiver, m);
+      return receive(stage.forward_receiver, action);
     case ActionKind::Forward:
-      reserve(stage.forward_sender, m);
+      reserve(stage.forward_sender, action);
       return forward(stage, batches, request, m);
     case ActionKind::SendForward:
-      return send(stage.forward_sender, m);
+      return send(stage.forward_sender, action);
     case ActionKind::RecvBackward:
-      return receive(stage.backward_receiver, m);
+      return receive(stage.backward_receiver, action);
     case ActionKind::Backward:
     case ActionKind::BackwardInput:
-      reserve(stage.backward_sender, m);
+      reserve(stage.backward_sender, action);
       return backward(stage, action, batches, request, sync);
     case ActionKind::BackwardWeight:
       return backward(stage, action, batches, request, sync);
     case ActionKind::SendBackward:
-      return send(stage.backward_sender, m);
+      return send(stage.backward_sender, action);
     case ActionKind::ReduceGradients:
       // Buckets may hold gradients of several stages: all are whole behind the last stage's weight gradients.
       if (++reductions_ == stages_.size() && sync != nullptr) sync->finish_replicas();
@@ -316,16 +337,49 @@ void Executor::walk(const Action& action, const BatchSource& batches, const Pass
   }
 }
 
+void Executor::walk_idly(const Action& action) {
+  Stage& stage = stage_of(action);
+  switch (action.kind) {
+    case ActionKind::RecvForward:
+      return receive(stage.forward_receiver, action);
+    case ActionKind::RecvBackward:
+      return receive(stage.backward_receiver, action);
+    case ActionKind::Forward:
+      return reserve(stage.forward_sender, action);
+    case ActionKind::Backward:
+    case ActionKind::BackwardInput:
+      return reserve(stage.backward_sender, action);
+    case ActionKind::SendForward:
+      return send(stage.forward_sender, action);
+    case ActionKind::SendBackward:
+      return send(stage.backward_sender, action);
+    case ActionKind::BackwardWeight:
+    case ActionKind::ReduceGradients:
+      return;
+  }
+}
+
 PassResult Executor::run(const BatchSource& batches, const PassRequest& request, GradientSync* sync) {
-  const Stopwatch watch(pass_);
+  const ActivitySpan pass(log_, Activity::Pass);
   begin_pass();
-  for (const Action& action : *row_) walk(action, batches, request, sync);
+  PassResult result;
+  bool asked = !request.go_on;
+  for (const Action& action : *row_) {
+    if (!asked && is_backward(action.kind)) {
+      asked = true;
+      result.given_up = !request.go_on();
+    }
+    if (result.given_up) {
+      walk_idly(action);
+    } else {
+      walk(action, batches, request, sync);
+    }
+  }
   for (Stage& stage : stages_) {
     drain(stage.forward_sender);
     drain(stage.backward_sender);
     stage.runner->weight_done = nullptr;
   }
-  PassResult result;
   for (const LossResult& loss : losses_) {
     result.loss += loss.loss;
     result.hits += loss.hits;

@@ -43,8 +43,12 @@ int tied_uses_before(const RunPlan& plan, ParameterId parameter) {
 }  // namespace
 
 GradientSync::GradientSync(const RunPlan& plan, const plan::Coordinates& at, Parameters& parameters, ThreadPool& pool,
-                           comm::Communicator& data, comm::Communicator& pipeline)
-    : parameters_(parameters), pool_(pool), replicas_(data.size()), terms_(static_cast<std::size_t>(data.size())) {
+                           comm::Communicator& data, comm::Communicator& pipeline, ActionLog* log)
+    : parameters_(parameters),
+      pool_(pool),
+      replicas_(data.size()),
+      terms_(static_cast<std::size_t>(data.size())),
+      log_(log) {
   if (replicas_ > 1) make_buckets(data);
   make_tied(plan, at, pipeline);
 }
@@ -157,6 +161,8 @@ void GradientSync::progress() {
 }
 
 void GradientSync::finish_replicas() {
+  if (buckets_.empty()) return;
+  const ActivitySpan span(log_, Activity::Replicas);
   for (std::size_t b = 0; b < buckets_.size(); ++b) {
     if (!buckets_[b].started) internal_error("a gradient bucket that the backward did not complete");
     if (!buckets_[b].done) {
@@ -164,8 +170,8 @@ void GradientSync::finish_replicas() {
         progress();
         return buckets_[b].done;
       };
-      waited_ += comm::wait_until(std::ref(poll),
-                                  {"the sum of a gradient bucket over replicas", -1, static_cast<std::int64_t>(b)});
+      comm::wait_until(std::ref(poll),
+                       {"the sum of a gradient bucket over replicas", -1, static_cast<std::int64_t>(b)});
     }
   }
   for (Bucket& bucket : buckets_) bucket.started = bucket.done = false;
@@ -174,6 +180,8 @@ void GradientSync::finish_replicas() {
 }
 
 void GradientSync::finish_tied() {
+  if (tied_.empty()) return;
+  const ActivitySpan span(log_, Activity::Tied);
   for (Tied& tied : tied_) {
     for (TiedUse& use : tied.uses) {
       if (use.receive) use.receive->start();
@@ -182,10 +190,8 @@ void GradientSync::finish_tied() {
   }
   for (Tied& tied : tied_) {
     for (TiedUse& use : tied.uses) {
-      if (use.receive)
-        waited_ += comm::wait(*use.receive, {"a tied parameter's gradient", use.world_peer, tied.elements});
-      for (auto& send : use.sends)
-        waited_ += comm::wait(*send, {"sending a tied parameter's gradient", -1, tied.elements});
+      if (use.receive) comm::wait(*use.receive, {"a tied parameter's gradient", use.world_peer, tied.elements});
+      for (auto& send : use.sends) comm::wait(*send, {"sending a tied parameter's gradient", -1, tied.elements});
     }
     // sum = ((use 0 + use 1) + use 2) …: `sum` is one of the uses' own buffers, read before it is written.
     for (std::int64_t i = 0; i < tied.elements; ++i) {
@@ -198,9 +204,18 @@ void GradientSync::finish_tied() {
 
 void GradientSync::finish_update() {
   if (parameters_.shared() == nullptr) return;
+  const ActivitySpan span(log_, Activity::Weights);
   parameters_.shared()->post(kWeightsUpdated, ++updates_);
   const auto poll = [this] { return all_reached(kWeightsUpdated, updates_); };
-  waited_ += comm::wait_until(std::ref(poll), {"other replicas' part of the weights", -1, -1});
+  comm::wait_until(std::ref(poll), {"other replicas' part of the weights", -1, -1});
+}
+
+void GradientSync::leave_pass() {
+  if (parameters_.shared() == nullptr) return;
+  const ActivitySpan span(log_, Activity::Weights);
+  parameters_.shared()->post(kPassesLeft, ++passes_left_);
+  const auto poll = [this] { return all_reached(kPassesLeft, passes_left_); };
+  comm::wait_until(std::ref(poll), {"other replicas to give up the pass", -1, -1});
 }
 
 GradientMemory gradient_memory(const RunPlan& plan, const ParameterLayout& parameters, const plan::Coordinates& at) {

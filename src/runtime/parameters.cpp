@@ -107,6 +107,7 @@ void place_gradients(const RunPlan& plan, Range nodes, const std::vector<std::in
 ParameterLayout lay_out_parameters(const RunPlan& plan, const plan::LocalGraph& local, const plan::Coordinates& at) {
   ParameterLayout layout;
   layout.shared = plan.mesh.data > 1 && on_one_node(plan, at).data;
+  layout.can_take_back = plan.config.training.optimistic_step;
   layout.of_node.resize(plan.graph.nodes.size());
   const auto here = [&](const ParameterUse& use) { return plan.rank_of(use.stage) == at.pipeline; };
   std::vector<std::int64_t> held_index(plan.graph.parameters.size(), -1);
@@ -153,6 +154,8 @@ Parameters::Parameters(ParameterLayout layout, bool training, int state_count, c
   if (!training) return;
   const std::size_t elements = shared_ ? layout_.state_elements : layout_.weight_elements;
   for (int s = 0; s < state_count; ++s) states_.emplace_back(elements * sizeof(float));
+  const auto copies = static_cast<std::size_t>(1 + state_count);
+  if (layout_.can_take_back) before_ = Buffer(copies * elements * sizeof(float));
   for (const HeldParameter& held : layout_.held) {
     for (const Piece& piece : duty(held)) {
       optim::Segment segment;
@@ -161,6 +164,7 @@ Parameters::Parameters(ParameterLayout layout, bool training, int state_count, c
       for (int s = 0; s < state_count; ++s) segment.state[s] = state(s) + piece.state;
       segment.count = piece.box.elements();
       segment.decay = held.decay;
+      if (layout_.can_take_back) segment.before = before_.f32() + copies * piece.state;
       segments_.push_back(segment);
     }
   }

@@ -85,11 +85,11 @@ schedule::Schedule made_for(RunPlan& plan, const config::Parallel& parallel, std
     }
     options.transfer = stages.transfer;
   } else {
-    for (std::int64_t s = 0; s < plan.stages(); ++s)
-      times.push_back(plan::flops_of(plan.graph, plan.nodes(StageId(s))));
+    for (std::int64_t s = 0; s < plan.stages(); ++s) times.push_back(stage_flops(plan, StageId(s)));
   }
   options.ranks = parallel.pipeline;
   options.micro_batches = micro_batches;
+  options.most_held = parallel.most_held;
   options.tries = std::min(options.tries, kWork / (plan.stages() * micro_batches * options.ranks));
   schedule::Automatic made = schedule::automatic(times, options);
   constexpr double kRounding = 1e-9;
@@ -109,6 +109,16 @@ schedule::Schedule compute_schedule(RunPlan& plan, const config::Parallel& paral
       return made_for(plan, parallel, micro_batches, costs, rank_of_stage);
     default:
       return published(name_of(parallel.schedule), shape_of(parallel, micro_batches));
+  }
+}
+
+void require_held(const schedule::Schedule& schedule, const config::Parallel& parallel) {
+  if (parallel.most_held == 0) return;
+  if (const auto over = schedule::over_cap(schedule, parallel.most_held)) {
+    throw Error(ExitCode::Usage,
+                fmt::format("parallel.most_held: the schedule \"{}\" does not keep to it; \"auto\", \"1f1b\" or fewer "
+                            "micro-batches may: {}",
+                            config::name_of(parallel.schedule), over->message));
   }
 }
 
@@ -204,6 +214,7 @@ RunPlan make_plan(config::Config config, std::int64_t ranks, const PlanCosts& co
                              costs.share_of_search);
   plan.parameter_uses = uses_by_parameter(plan);
   const schedule::Schedule compute = compute_schedule(plan, parallel, micro_batches, costs, table.rank_of_stage);
+  require_held(compute, parallel);
   plan.training = schedule::add_reductions(schedule::lowered(compute));
   plan.forward_only = schedule::forwards_of(plan.training);
   plan.stages_of_rank = stages_by_rank(plan.training);
@@ -312,7 +323,9 @@ MemoryPrediction predict_memory(const RunPlan& plan, std::int64_t rank, int thre
   memory.gradients = parameters.gradient_elements * sizeof(float);
   const std::size_t state =
       (parameters.shared ? parameters.state_elements : parameters.weight_elements) * sizeof(float);
-  memory.optimizer = state * static_cast<std::size_t>(optim::make_optimizer(plan.config.optimizer)->state_count());
+  const auto states = static_cast<std::size_t>(optim::make_optimizer(plan.config.optimizer)->state_count());
+  memory.optimizer = state * states;
+  if (parameters.can_take_back) memory.before = (1 + states) * updated_elements(parameters) * sizeof(float);
   const RankLayouts training_stages = rank_layouts(plan, local, at.pipeline, threads, /*training=*/true);
   const RankArena& training = training_stages.arena;
   const RankArena forward = rank_layouts(plan, local, at.pipeline, threads, /*training=*/false).arena;

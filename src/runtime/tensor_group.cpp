@@ -20,8 +20,8 @@ bool by_stretches(int ranks) { return ranks > 2; }
 
 }  // namespace
 
-TensorGroup::TensorGroup(comm::Communicator& ranks, std::int64_t most_elements)
-    : ranks_(ranks), most_elements_(most_elements), terms_(static_cast<std::size_t>(ranks.size())) {
+TensorGroup::TensorGroup(comm::Communicator& ranks, std::int64_t most_elements, ActionLog* log)
+    : ranks_(ranks), most_elements_(most_elements), terms_(static_cast<std::size_t>(ranks.size())), log_(log) {
   if (size() == 1 || most_elements == 0) return;
   memory_ = ranks.share(kBuffers * buffer_bytes(most_elements), kChannels);
   if (comm::covers(memory_.get(), size())) return;
@@ -64,7 +64,8 @@ bool TensorGroup::all_reached(int channel) {
 
 void TensorGroup::wait_for_all(int channel) {
   const auto poll = [this, channel] { return all_reached(channel); };
-  waited_ += comm::wait_until(std::ref(poll), {"a sum over tensor ranks", -1, elements_});
+  const ActivitySpan span(log_, Activity::TensorSum);
+  comm::wait_until(std::ref(poll), {"a sum over tensor ranks", -1, elements_});
 }
 
 void TensorGroup::sum_own_stretch(ThreadPool& pool) {
@@ -95,7 +96,10 @@ void TensorGroup::finish(ThreadPool& pool, float* to, bool accumulate) {
   if (memory_) {
     finish_shared(pool, to, accumulate);
   } else {
-    waited_ += comm::wait(*channels_.at(elements_), {"a sum over tensor ranks", -1, elements_});
+    {
+      const ActivitySpan span(log_, Activity::TensorSum);
+      comm::wait(*channels_.at(elements_), {"a sum over tensor ranks", -1, elements_});
+    }
     const float* const sum = staging_.f32();
     ops::sum_terms(pool, {&sum, 1}, to, elements_, accumulate);
   }

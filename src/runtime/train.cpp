@@ -5,11 +5,13 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <numeric>
 #include <optional>
 
 #include "saver.hpp"
 #include "trainer/comm/topology.hpp"
 #include "trainer/runtime/agreement.hpp"
+#include "trainer/runtime/time_split.hpp"
 #include "trainer/runtime/worker.hpp"
 
 namespace trainer::runtime {
@@ -20,6 +22,19 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
+RankPass pass_of(const RankTimes& times) {
+  const double steps = 1e9 * static_cast<double>(times.steps);
+  RankPass pass;
+  for (const ActionLog::StageSum& stage : times.stages) {
+    const auto sum = std::accumulate(stage.nanoseconds.begin(), stage.nanoseconds.end(), std::int64_t{0});
+    if (sum == 0) continue;
+    pass.compute.push_back(stage_times(stage));
+    pass.busy += static_cast<double>(sum) / steps;
+  }
+  pass.whole = static_cast<double>(times.pass) / steps;
+  return pass;
+}
+
 class Run {
  public:
   Run(comm::Communicator& world, const RunPlan& plan, const storage::Dataset& data, Saver& saver,
@@ -29,9 +44,15 @@ class Run {
         data_(data),
         options_(options),
         pool_(options.threads, options.spin),
-        worker_(world, plan, data, pool_, true),
+        log_(options.trace ? trace_log_capacity(plan, world.rank(), *options.trace)
+                           : usual_log_capacity(plan, world.rank()),
+             plan.training.rank_of_stage.size()),
+        worker_(world, plan, data, pool_, true, &log_),
         saver_(saver),
-        total_(worker_.total_steps()) {}
+        total_(worker_.total_steps()),
+        times_(world, plan, log_) {
+    if (options.trace && options.trace->last > 0) log_.keep_steps(options.trace->first, options.trace->last);
+  }
 
   TrainResult go() {
     const auto started = Clock::now();
@@ -49,20 +70,21 @@ class Run {
 
     result_.first_step = done + 1;
     result_.last_step = done;
+    const comm::ClockSample clock = comm::measure_clock(world_, plan_.node_of_rank, steady_nanoseconds);
     bool stopped = false;
-    for (std::int64_t step = done + 1; step <= total_ && !stopped; ++step) {
-      stopped = one_step(step, started);
+    for (std::int64_t next = done + 1; next <= total_ && !stopped; ++next) {
+      stopped = one_step(next, started);
+      const std::int64_t step = result_.last_step;
+      if (step < next && !stopped) continue;  // left open, so nothing is due
       // Saved before it is evaluated: a kill during the evaluation loses nothing.
-      const std::int64_t every = plan_.config.checkpoint.every_steps;
-      const bool due = stopped || step == total_ || (every > 0 && step % every == 0);
+      const bool due = stopped || save_is_due(step);
       if (due) save(step);
-      const std::int64_t eval_every = plan_.config.training.eval_every;
-      if (step < total_ && (stopped || eval_every == 0 || step % eval_every != 0)) continue;
+      if (step < total_ && (stopped || !evaluation_is_due(step))) continue;
       if (evaluate(step, started)) continue;
       stopped = true;
       if (!due) save(step);
     }
-    finish(stopped && result_.last_step < total_);
+    finish(stopped && result_.last_step < total_, clock);
     return std::move(result_);
   }
 
@@ -73,12 +95,13 @@ class Run {
     void warning(std::string_view text) override { warnings.emplace_back(text); }
   };
 
-  // Waits of steps alone: evaluations wait too.
-  void add_waits(const Worker::Waits& before, const Worker::Waits& after) {
-    waits_.receive += after.receive - before.receive;
-    waits_.send += after.send - before.send;
-    waits_.tensor += after.tensor - before.tensor;
-    waits_.gradients += after.gradients - before.gradients;
+  bool save_is_due(std::int64_t step) const {
+    const std::int64_t every = plan_.config.checkpoint.every_steps;
+    return step == total_ || (every > 0 && step % every == 0);
+  }
+  bool evaluation_is_due(std::int64_t step) const {
+    const std::int64_t every = plan_.config.training.eval_every;
+    return step == total_ || (every > 0 && step % every == 0);
   }
 
   bool wants_stop(Clock::time_point started) {
@@ -89,47 +112,73 @@ class Run {
   }
 
   bool one_step(std::int64_t step, Clock::time_point started) {
-    const auto begin = Clock::now();
+    times_.before_step();
     const std::int64_t before = options_.allocations ? options_.allocations() : 0;
-    const Worker::Waits waited = worker_.waits();
-    const StepOutcome outcome = worker_.step(step, wants_stop(started));
-    add_waits(waited, worker_.waits());
-    if (result_.seconds == 0) first_pass_ = worker_.pass_times();
+    const bool settle = save_is_due(step) || evaluation_is_due(step);
+    const StepResult done = worker_.step(step, wants_stop(started), settle);
     const std::int64_t after = options_.allocations ? options_.allocations() : 0;
-    const double seconds = seconds_since(begin);
-    result_.loss = outcome.loss;
-    result_.last_step = step;
+    times_.after_step();
+    const double seconds = 1e-9 * static_cast<double>(log_.step_nanoseconds());
+    Spent spent{.seconds = seconds, .allocations = after - before, .splits = {}};
+    if (is_logged(step, total_, plan_.config.logging.every_steps)) {
+      spent.splits = split_ranks(plan_, times_.gather_step());
+    }
     result_.seconds += seconds;
+    bool stop = false;
+    if (done.before) stop = report(*done.before, open_);
+    if (done.now) stop = report(*done.now, spent);
+    open_ = std::move(spent);
+    return stop;
+  }
+
+  // What a call took, until its step is settled.
+  struct Spent {
+    double seconds = 0;
+    std::int64_t allocations = 0;
+    std::vector<TimeSplit> splits;
+  };
+
+  // A step that all ranks have agreed on; returns whether some rank wants to stop.
+  bool report(const StepOutcome& outcome, const Spent& spent) {
+    result_.loss = outcome.loss;
+    result_.last_step = outcome.step;
     if (world_.rank() != 0) return outcome.stop;
     StepReport report;
-    report.step = step;
+    report.step = outcome.step;
     report.total_steps = total_;
     report.loss = outcome.loss;
     report.grad_norm = outcome.grad_norm;
     report.learning_rate = outcome.learning_rate;
-    report.step_seconds = seconds;
+    report.step_seconds = spent.seconds;
     report.step_samples = plan_.config.training.batch_size;
-    report.samples = step * report.step_samples;
+    report.samples = outcome.step * report.step_samples;
     if (data_.kind().tokens) {
       report.tokens = report.samples * data_.kind().positions;
       report.step_tokens = report.step_samples * data_.kind().positions;
     }
     report.flops = step_flops_;
     report.peak_flops = options_.peak_flops;
-    if (options_.allocations) report.allocations = after - before;
+    if (options_.allocations) report.allocations = spent.allocations;
+    report.splits = spent.splits;
     observer_->step(report);
     return outcome.stop;
   }
 
   void save(std::int64_t step) {
-    if (saver_.enabled()) saver_.save(worker_, step, *observer_);
+    if (!saver_.enabled()) return;
+    const ActivitySpan span(&log_, Activity::Checkpoint, -1, step);
+    saver_.save(worker_, step, *observer_);
   }
 
   // False when a stop was asked for before the end.
   bool evaluate(std::int64_t step, Clock::time_point started) {
     if (worker_.split().held_out == 0) return true;
     const auto begin = Clock::now();
-    std::optional<EvaluationReport> whole = worker_.evaluate(step, [&] { return wants_stop(started); });
+    std::optional<EvaluationReport> whole;
+    {
+      const ActivitySpan span(&log_, Activity::Evaluation, -1, step);
+      whole = worker_.evaluate(step, [&] { return wants_stop(started); });
+    }
     if (!whole) {
       observer_->note(fmt::format("step {}: the evaluation was given up, as a stop was asked for", step));
       return false;
@@ -142,28 +191,23 @@ class Run {
     return true;
   }
 
-  void finish(bool interrupted) {
+  void finish(bool interrupted, const comm::ClockSample& clock) {
     const auto ranks = static_cast<std::size_t>(world_.size());
     const auto mine = static_cast<std::size_t>(world_.rank());
     const auto predicted = predict_memory(plan_, world_.rank(), pool_.threads(), data_.bytes());
     const std::int64_t peak = comm::peak_resident_bytes();
-    const std::array<double, 8> own{static_cast<double>(predicted.total()),
+    const std::size_t log_bytes = options_.trace ? log_.bytes() : 0;  // a usual one is in `fixed`
+    const std::array<double, 4> own{static_cast<double>(predicted.total() + log_bytes),
                                     static_cast<double>(peak - options_.base_memory),
-                                    static_cast<double>(predicted.live_set()),
-                                    static_cast<double>(peak),
-                                    waits_.receive,
-                                    waits_.send,
-                                    waits_.tensor,
-                                    waits_.gradients};
+                                    static_cast<double>(predicted.live_set()), static_cast<double>(peak)};
     std::vector<double> facts(own.size() * ranks, 0.0);
     std::copy(own.begin(), own.end(), facts.begin() + static_cast<std::ptrdiff_t>(own.size() * mine));
     world_.sum(facts);
     for (std::size_t r = 0; r < ranks; ++r) {
       const double* of = facts.data() + own.size() * r;
       result_.memory.push_back({of[0], of[1], of[2], of[3]});
-      result_.waits.push_back({of[4], of[5], of[6], of[7]});
     }
-    gather_passes();
+    gather_times(clock);
     result_.checkpoint = saver_.last_path();
     if (saver_.failed()) {
       result_.code = ExitCode::Storage;
@@ -179,33 +223,16 @@ class Run {
     }
   }
 
-  void gather_passes() {
-    const auto steps = static_cast<double>(result_.last_step - result_.first_step);  // but the first
-    if (steps < 1) return;
-    const Worker::PassTimes now = worker_.pass_times();
-    const double micro_batches = steps * static_cast<double>(plan_.training.micro_batches);
-    // A row a rank: its pass, then three times a stage, as many as the rank with the most stages has.
-    std::size_t most = 0;
-    for (const auto& stages : plan_.stages_of_rank) most = std::max(most, stages.size());
-    const std::size_t width = 1 + 3 * most;
-    std::vector<double> all(width * static_cast<std::size_t>(world_.size()), 0.0);
-    double* mine = all.data() + width * static_cast<std::size_t>(world_.rank());
-    *mine++ = (now.whole - first_pass_.whole) / steps;
-    for (std::size_t s = 0; s < now.compute.size(); ++s) {
-      const schedule::StageTimes& before = first_pass_.compute[s];
-      *mine++ = (now.compute[s].forward - before.forward) / micro_batches;
-      *mine++ = (now.compute[s].backward_input - before.backward_input) / micro_batches;
-      *mine++ = (now.compute[s].backward_weight - before.backward_weight) / micro_batches;
-    }
-    world_.sum(all);
-    for (std::int64_t r = 0; r < plan_.mesh.size(); ++r) {
-      const double* of = all.data() + width * static_cast<std::size_t>(r);
-      RankPass pass;
-      pass.whole = *of++;
-      const std::size_t stages = plan_.stages_of(plan_.mesh.coordinates(r).pipeline).size();
-      for (std::size_t s = 0; s < stages; ++s, of += 3) pass.compute.push_back({of[0], of[1], of[2]});
-      result_.passes.push_back(std::move(pass));
-    }
+  void gather_times(const comm::ClockSample& clock) {
+    if (result_.last_step < result_.first_step) return;
+    const std::vector<RankTimes> ranks = times_.gather_run();
+    const comm::ClockSample now = comm::measure_clock(world_, plan_.node_of_rank, steady_nanoseconds);
+    result_.timeline =
+        gather_timeline(world_, plan_, log_, clock, now, pool_.threads(), options_.trace ? &*options_.trace : nullptr);
+    if (world_.rank() != 0) return;
+    result_.splits = split_ranks(plan_, ranks);
+    if (result_.last_step == result_.first_step) return;
+    for (std::size_t r = 0; r < ranks.size(); ++r) result_.passes.push_back(pass_of(ranks[r]));
   }
 
   comm::Communicator& world_;
@@ -213,14 +240,15 @@ class Run {
   const storage::Dataset& data_;
   const TrainOptions& options_;
   ThreadPool pool_;
+  ActionLog log_;
   Worker worker_;
   Saver& saver_;
   const std::int64_t total_;
+  StepTimes times_;
   const double step_flops_ = step_flops(plan_);
   std::unique_ptr<Observer> observer_;
-  Worker::Waits waits_;
-  Worker::PassTimes first_pass_;
   bool limit_reached_ = false;
+  Spent open_;  // by the last call
   TrainResult result_;
 };
 

@@ -34,6 +34,10 @@ std::int64_t total_steps(const config::Training& training, std::int64_t training
       1, static_cast<std::int64_t>(std::ceil(samples / static_cast<double>(training.batch_size))));
 }
 
+std::int64_t training_samples(const RunPlan& plan, const storage::Dataset& data) {
+  return storage::split(data.size(), plan.config.data.validation_fraction).training;
+}
+
 void check_samples(const RunPlan& plan, const storage::Dataset& data) {
   const double fraction = plan.config.data.validation_fraction;
   const storage::Split split = storage::split(data.size(), fraction);
@@ -59,11 +63,12 @@ storage::ModelInput model_input(const model::Graph& graph) {
 }
 
 Worker::Worker(comm::Communicator& world, const RunPlan& plan, const storage::Dataset& data, ThreadPool& pool,
-               bool training)
+               bool training, ActionLog* log)
     : plan_(plan),
       data_(data),
       pool_(pool),
       world_(world),
+      log_(log),
       at_(plan.mesh.coordinates(world.rank())),
       local_(plan::shard(plan.graph, plan.mesh.tensor, at_.tensor)) {
   const config::Config& config = plan.config;
@@ -78,7 +83,7 @@ Worker::Worker(comm::Communicator& world, const RunPlan& plan, const storage::Da
   pipeline_ranks_ = world.split(group_color(at_.data, at_.tensor, plan.mesh.tensor), static_cast<int>(at_.pipeline));
   std::int64_t most = 0;
   for (const std::int64_t size : reduction_sizes(plan, local_, at_.pipeline)) most = std::max(most, size);
-  tensor_ = std::make_unique<TensorGroup>(*tensor_ranks_, most);
+  tensor_ = std::make_unique<TensorGroup>(*tensor_ranks_, most, log);
 
   optimizer_ = optim::make_optimizer(config.optimizer);
   parameters_ = std::make_unique<Parameters>(lay_out_parameters(plan, local_, at_), training, optimizer_->state_count(),
@@ -101,15 +106,20 @@ Worker::Worker(comm::Communicator& world, const RunPlan& plan, const storage::Da
   if (training) wire(*training_, plan.training, plan.training_slots, 0);
   wire(*forward_only_, plan.forward_only, plan.forward_only_slots, 1);
   if (training) {
-    sync_ = std::make_unique<GradientSync>(plan, at_, *parameters_, pool, *data_ranks_, *pipeline_ranks_);
+    sync_ = std::make_unique<GradientSync>(plan, at_, *parameters_, pool, *data_ranks_, *pipeline_ranks_, log);
     training_->set_progress([this] {
       sync_->progress();
       messages_->progress();
+      if (optimistic_) optimistic_->progress();
     });
   }
   batches_ = std::make_unique<BatchSource>(data, split_, config.training.seed, at_.data, plan.mesh.data,
                                            config.training.micro_batches);
   agreement_.resize(plan.graph.parameters.size() + 2);
+  if (training && config.training.optimistic_step) {
+    optimistic_ = std::make_unique<OptimisticStep>(world, agreement_.size());
+    wait_progress_.emplace([this] { optimistic_->progress(); });
+  }
   std::int64_t largest = 0;
   for (const HeldParameter& held : parameters_->layout().held) largest = std::max(largest, held.elements);
   norm_scratch_.resize(static_cast<std::size_t>(optim::norm_scratch(largest)));
@@ -129,7 +139,7 @@ void Worker::wire(Program& program, const schedule::Schedule& schedule, const st
         {stage, &slots[stage.index()], &layout, program.layouts.arena.stages[s], program.runners.back().get()});
   }
   program.executor = std::make_unique<Executor>(plan_.graph, schedule, std::move(stages), arena_.data(), *messages_,
-                                                channel, stage_ranks());
+                                                channel, stage_ranks(), log_);
   program.set_progress([this] { messages_->progress(); });
 }
 
@@ -214,35 +224,113 @@ void Worker::measure_norms() {
   }
 }
 
-StepOutcome Worker::step(std::int64_t step, bool stop) {
-  const config::Config& config = plan_.config;
+PassResult Worker::pass(std::int64_t step, const std::function<bool()>& go_on) {
   const GlobalBatch batch = training_batch(step);
-  const double targets = targets_of(batch);
-  batches_->set(batch);
-  const PassResult pass = training_->executor->run(
-      *batches_, {.seed = config.training.seed, .training = true, .loss_scale = 1.0 / targets, .count_hits = false},
-      sync_.get());
-  sync_->finish_tied();
+  {
+    const ActivitySpan data(log_, Activity::Data);
+    batches_->set(batch);
+  }
+  const PassRequest request{.seed = plan_.config.training.seed,
+                            .training = true,
+                            .loss_scale = 1.0 / targets_of(batch),
+                            .count_hits = false,
+                            .go_on = go_on};
+  return training_->executor->run(*batches_, request, sync_.get());
+}
 
-  std::fill(agreement_.begin(), agreement_.end(), 0.0);
-  measure_norms();
+StepOutcome Worker::outcome_of(std::int64_t step) const {
   const std::size_t parameters = plan_.graph.parameters.size();
-  agreement_[parameters] = at_.tensor == 0 ? pass.loss : 0.0;
-  agreement_[parameters + 1] = stop ? 1.0 : 0.0;
-  world_.sum(agreement_);
-
   StepOutcome outcome;
-  outcome.loss = agreement_[parameters] / targets;
+  outcome.step = step;
+  outcome.loss = agreement_[parameters] / targets_of(training_batch(step));
   outcome.stop = agreement_[parameters + 1] > 0;
   double squares = 0;
   for (std::size_t p = 0; p < parameters; ++p) squares += agreement_[p];
   outcome.grad_norm = std::sqrt(squares);
-  outcome.learning_rate = optim::learning_rate(config.optimizer, step, total_steps_);
-  if (!std::isfinite(outcome.loss) || !std::isfinite(outcome.grad_norm)) diverge(step, outcome.loss, outcome.grad_norm);
-  optimizer_->update(pool_, parameters_->segments(), step, outcome.learning_rate,
-                     optim::clip_scale(outcome.grad_norm, config.training.gradient_clip));
-  sync_->finish_update();
+  outcome.learning_rate = optim::learning_rate(plan_.config.optimizer, step, total_steps_);
   return outcome;
+}
+
+float Worker::clip_scale_of(const StepOutcome& outcome) const {
+  return optim::clip_scale(outcome.grad_norm, plan_.config.training.gradient_clip);
+}
+
+void Worker::update(const StepOutcome& outcome, float scale, bool keep_before) {
+  const ActivitySpan span(log_, Activity::Optimizer);
+  optimizer_->update(pool_, parameters_->segments(), outcome.step, outcome.learning_rate, scale, keep_before);
+}
+
+namespace {
+
+bool is_finite(const StepOutcome& outcome) { return std::isfinite(outcome.loss) && std::isfinite(outcome.grad_norm); }
+
+}  // namespace
+
+bool Worker::confirm() {
+  const ActivitySpan agreement(log_, Activity::Agreement);
+  const std::int64_t step = *optimistic_->step();
+  const std::span<const double> sums = optimistic_->close();
+  std::copy(sums.begin(), sums.end(), agreement_.begin());
+  confirmed_ = outcome_of(step);
+  return is_finite(confirmed_) && clip_scale_of(confirmed_) == 1.0f && !confirmed_.stop;
+}
+
+void Worker::repair(const StepOutcome& outcome) {
+  const float scale = clip_scale_of(outcome);
+  if (is_finite(outcome) && scale == 1.0f) return;
+  sync_->leave_pass();
+  optimizer_->take_back(pool_, parameters_->segments());
+  ++optimism_.taken_back;
+  if (is_finite(outcome)) update(outcome, scale);
+  sync_->finish_update();
+  if (!is_finite(outcome)) diverge(outcome.step, outcome.loss, outcome.grad_norm);
+}
+
+StepResult Worker::step(std::int64_t step, bool stop, bool settle) {
+  const ActivitySpan whole(log_, Activity::Step, -1, step);
+  StepResult result;
+  const bool open = optimistic_ && optimistic_->step();
+  PassResult pass = open ? this->pass(step, [this] { return confirm(); }) : this->pass(step);
+  if (open) {
+    result.before = confirmed_;
+    optimistic_->remember(clip_scale_of(confirmed_) != 1.0f);
+    if (pass.given_up) {
+      repair(confirmed_);
+      if (confirmed_.stop) return result;
+      pass = this->pass(step);
+    }
+  }
+  sync_->finish_tied();
+
+  std::fill(agreement_.begin(), agreement_.end(), 0.0);
+  {
+    const ActivitySpan norms(log_, Activity::Optimizer);
+    measure_norms();
+  }
+  const std::size_t parameters = plan_.graph.parameters.size();
+  agreement_[parameters] = at_.tensor == 0 ? pass.loss : 0.0;
+  agreement_[parameters + 1] = stop ? 1.0 : 0.0;
+  StepOutcome outcome;
+  if (optimistic_ && !settle && optimistic_->promising()) {
+    std::copy(agreement_.begin(), agreement_.end(), optimistic_->terms().begin());
+    optimistic_->open(step);
+    outcome.step = step;
+    outcome.learning_rate = optim::learning_rate(plan_.config.optimizer, step, total_steps_);
+    update(outcome, 1.0f, /*keep_before=*/true);
+    ++optimism_.updates;
+  } else {
+    {
+      const ActivitySpan agreement(log_, Activity::Agreement);
+      world_.sum(agreement_);
+    }
+    outcome = outcome_of(step);
+    if (!is_finite(outcome)) diverge(step, outcome.loss, outcome.grad_norm);
+    update(outcome, clip_scale_of(outcome));
+    if (optimistic_) optimistic_->remember(clip_scale_of(outcome) != 1.0f);
+    result.now = outcome;
+  }
+  sync_->finish_update();
+  return result;
 }
 
 namespace {
@@ -315,22 +403,6 @@ std::optional<EvaluationReport> Worker::evaluate(std::int64_t step, const std::f
   if (count_hits) report.accuracy = sums[1] / targets;
   report.targets = static_cast<std::int64_t>(targets);
   return report;
-}
-
-Worker::Waits Worker::waits() const {
-  Waits waits;
-  for (const Program* program : {training_.get(), forward_only_.get()}) {
-    if (program == nullptr) continue;
-    waits.receive += program->executor->receive_wait_seconds();
-    waits.send += program->executor->send_wait_seconds();
-  }
-  waits.tensor = tensor_->waited_seconds();
-  if (sync_) waits.gradients = sync_->waited_seconds();
-  return waits;
-}
-
-Worker::PassTimes Worker::pass_times() const {
-  return {training_->executor->compute_seconds(), training_->executor->pass_seconds()};
 }
 
 }  // namespace trainer::runtime

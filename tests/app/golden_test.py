@@ -27,13 +27,17 @@ def cases(folder):
     tiny = ["--checkpoint", str(folder / "run")]
     return {
         "help": ["--help"], "version": ["--version"], "help_keys": ["--help-keys"],
-        **{f"help_{name}": [name, "--help"] for name in ("export", "generate", "eval", "inspect", "schedule")},
+        **{f"help_{name}": [name, "--help"] for name in ("export", "generate", "eval", "inspect", "schedule", "report", "profile", "plan")},
         "dry_run_1": [*GPT, "--dry-run", "--ranks", "1"],
         "dry_run_4": [*GPT, "--dry-run", "--ranks", "4", *MESH],
         "dry_run_8": [*GPT, "--dry-run", "--ranks", "8", *MESH],
         "dry_run_cut": [*GPT, "--dry-run", "--ranks", "3", "--set", "parallel.pipeline=3",
                         "--set", "parallel.partition=[1,4,3]", "--set", "parallel.schedule=gpipe",
                         "--set", "training.micro_batches=2"],
+        "dry_run_recompute": [*GPT, "--dry-run", "--ranks", "2", "--set", "parallel.pipeline=2", "--set", "parallel.schedule=gpipe",
+                              "--set", "training.recompute=auto", "--set", "parallel.memory_per_rank=300MiB"],
+        "wrong_layer": [*GPT, "--dry-run", "--set", 'training.recompute=["h.0","h.6"]'],
+        "wrong_memory": [*GPT, "--dry-run", "--set", "parallel.memory_per_rank=128MiB", "--set", "training.recompute=auto"],
         "print_config_gpt": [*GPT, "--print-config"],
         "print_config_4": [*GPT, "--print-config", "--ranks", "4", "--set", "parallel.pipeline=2"],
         "print_config_mlp": ["--config", "configs/mlp_mnist.json", "--print-config"],
@@ -58,6 +62,10 @@ def cases(folder):
                              "--set", f"parallel.schedule_file={folder / 'order.csv'}"],
         "train_no_schedule_file": [*GPT, "--dry-run", "--ranks", "2", "--set", "parallel.schedule=file",
                                    "--set", "parallel.schedule_file=nowhere.csv"],
+        "dry_run_held": [*GPT, "--dry-run", "--ranks", "4", "--set", "parallel.pipeline=4",
+                         "--set", "parallel.schedule=auto", "--set", "parallel.most_held=3"],
+        "over_held": [*GPT, "--dry-run", "--ranks", "4", "--set", "parallel.pipeline=4",
+                      "--set", "parallel.schedule=gpipe", "--set", "parallel.most_held=3"],
         "small_group": [*GPT, "--dry-run", "--ranks", "4", "--set", "parallel.pipeline=4",
                         "--set", "parallel.schedule=interleaved", "--set", "parallel.chunks=1",
                         "--set", "parallel.micro_batch_group=2"],
@@ -66,6 +74,10 @@ def cases(folder):
         "wrong_mesh": [*GPT, "--dry-run", "--ranks", "6", "--set", "parallel.pipeline=4"],
         "wrong_heads": [*GPT, "--dry-run", "--ranks", "7", "--set", "parallel.tensor=7"],
         **schedules(folder),
+        "report": ["report", str(folder / "run")], "report_nowhere": ["report", str(folder / "nowhere")],
+        "report_empty": ["report", "configs"], "report_nothing": ["report"],
+        "wrong_trace_steps": [*GPT, "--trace", "t.json", "--trace-steps", "5:2"],
+        "late_trace_steps": [*GPT, "--trace", "t.json", "--trace-steps", "5000:", "--dry-run"],
         "no_config": [], "no_file": ["--config", "nowhere.json"],
         "no_data": [*GPT, "--set", "data.path=nowhere.txt", "--dry-run"],
         "no_checkpoint": ["inspect", "--checkpoint", str(folder / "nowhere")],
@@ -87,6 +99,24 @@ SCHEDULE_FILES = {
     "empty": "\n\n",
     "deadlock": "0F0,0B0,0F1,0B1\n1F1,1F0,1B0,1B1\n",
 }
+
+
+def plans(folder):
+    """{file: arguments} of `trainer plan` on estimated costs, which say the same on every machine."""
+    (folder / "cluster.json").write_text('{"nodes": [{"count": 2, "cores": 2, "gflops_per_core": 50}], '
+                                         '"between_nodes": {"latency_us": 20, "bandwidth_gb_s": 1}}')
+    (folder / "wrong.json").write_text('{"nodes": [{"count": 2, "core": 2, "gflops_per_core": 50}]}')
+    plan = lambda *more: ["plan", *GPT[:2], *GPT[4:], *more]
+    cluster = ["--cluster", str(folder / "cluster.json")]
+    return {
+        "plan_cluster": plan("--ranks", "4", "--top", "3", *cluster),
+        "plan_memory": plan("--ranks", "4", "--top", "3", "--memory-per-rank", "80MiB", *cluster),
+        "plan_too_small": plan("--ranks", "4", "--memory-per-rank", "1MiB", *cluster),
+        "plan_no_room": plan("--ranks", "5", *cluster),
+        "plan_no_ranks": plan(*cluster), "plan_no_size": plan("--ranks", "2", "--memory-per-rank", "much", *cluster),
+        "plan_wrong_cluster": plan("--ranks", "2", "--cluster", str(folder / "wrong.json")),
+        "plan_no_profile": plan("--ranks", "2", "--profile", "nowhere.json"),
+    }
 
 
 def schedules(folder):

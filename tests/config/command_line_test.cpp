@@ -55,6 +55,41 @@ TEST_CASE("training") {
   CHECK(as<TrainCommand>({"--resume", "--config", "a.json"}).resume);
 }
 
+TEST_CASE("traces") {
+  const auto plain = as<TrainCommand>({"--config", "a.json", "--trace", "t.json"});
+  CHECK(plain.trace == "t.json");
+  CHECK(plain.first_traced == 0);
+  CHECK(plain.last_traced == 0);
+  const auto steps = [](const char* text) {
+    const auto c = as<TrainCommand>({"--config", "a.json", "--trace", "t.json", "--trace-steps", text});
+    return std::pair(c.first_traced, c.last_traced);
+  };
+  CHECK(steps("20:24") == std::pair<std::int64_t, std::int64_t>(20, 24));
+  CHECK(steps("7") == std::pair<std::int64_t, std::int64_t>(7, 7));
+  CHECK(steps("20:") == std::pair<std::int64_t, std::int64_t>(20, 0));
+  CHECK(steps(":24") == std::pair<std::int64_t, std::int64_t>(0, 24));
+  for (const char* text : {"", ":", "0:3", "5:4", "a:b", "1:2:3", "-1:4", "1.5", "99999999999999999999"}) {
+    CHECK(complaint({"--config", "a", "--trace", "t", "--trace-steps", text}) ==
+          "trainer: --trace-steps is \"" + std::string(text) +
+              "\"; expected two steps from 1 up, the first not behind the second, for example 20:24");
+  }
+  CHECK(complaint({"--config", "a", "--trace-steps", "1:2"}) ==
+        "trainer: --trace-steps says which steps --trace FILE is to show; give both");
+  CHECK(complaint({"--config", "a", "--trace", ""}) == "trainer: --trace is empty; for example --trace trace.json");
+}
+
+TEST_CASE("report") {
+  CHECK(as<ReportCommand>({"report", "runs/a"}).directory == "runs/a");
+  CHECK(as<ReportCommand>({"report", "runs/a"}).output == "");
+  CHECK(as<ReportCommand>({"report", "runs/a", "--output", "-"}).output == "-");
+  CHECK(complaint({"report"}) ==
+        "trainer report: 0 run directories are given; expected one, for example trainer report runs/gpt");
+  CHECK(complaint({"report", "a", "b"}) ==
+        "trainer report: 2 run directories are given; expected one, for example trainer report runs/gpt");
+  CHECK(complaint({"report", "a", "--outptu", "x"}) ==
+        "trainer report: unknown option --outptu; did you mean --output?");
+}
+
 TEST_CASE("export") {
   const auto c = as<ExportCommand>({"export", "--checkpoint", "runs/a", "--format", "hf", "--out", "x", "--overwrite"});
   CHECK(c.checkpoint == "runs/a");
@@ -122,7 +157,7 @@ TEST_CASE("complaints name the nearest word") {
   CHECK(complaint({"genrate", "--checkpoint", "r"}) ==
         "trainer: unknown subcommand \"genrate\"; did you mean generate?");
   CHECK(complaint({"frobnicate"}) ==
-        "trainer: unknown subcommand \"frobnicate\"; there are export, generate, eval, inspect and schedule");
+        "trainer: unknown subcommand \"frobnicate\"; there are export, generate, eval, inspect, schedule and report");
   CHECK(complaint({"--confg", "a.json"}) == "trainer: unknown option --confg; did you mean --config?");
   CHECK(complaint({"--config", "a.json", "--dryrun"}) == "trainer: unknown option --dryrun; did you mean --dry-run?");
   CHECK(complaint({"--config", "a.json", "--zzz=4"}) == "trainer: unknown option --zzz");

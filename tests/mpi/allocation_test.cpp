@@ -10,18 +10,22 @@ using namespace trainer;
 namespace {
 
 std::int64_t allocations_in_steps(comm::Communicator& world, const std::string& model,
-                                  const std::vector<std::string>& set) {
+                                  const std::vector<std::string>& set, bool settle = true) {
   const auto config = config::parse(test::model_json(model), "test", set);
   const runtime::RunPlan plan = runtime::make_plan(config, world.size());
   const auto data =
       storage::load_dataset(plan.config.data, runtime::model_input(plan.graph), plan.config.training.seed);
   ThreadPool pool(1, false);
-  runtime::Worker worker(world, plan, *data, pool, true);
+  ActionLog log(runtime::usual_log_capacity(plan, world.rank()), plan.training.rank_of_stage.size());
+  runtime::Worker worker(world, plan, *data, pool, true, &log);
   worker.initialise();
-  for (std::int64_t step = 1; step <= 2; ++step) worker.step(step, false);
+  for (std::int64_t step = 1; step <= 2; ++step) worker.step(step, false, settle);
   const std::int64_t before = app::allocation_count();
-  for (std::int64_t step = 3; step <= 12; ++step) worker.step(step, false);
-  return app::allocation_count() - before;
+  for (std::int64_t step = 3; step <= 12; ++step) worker.step(step, false, settle);
+  const std::int64_t after = app::allocation_count();
+  worker.step(13, false, true);
+  CHECK(!log.kept().empty());
+  return after - before;
 }
 
 }  // namespace
@@ -40,6 +44,14 @@ TEST_CASE("a steady-state step allocates nothing") {
   CHECK(allocations_in_steps(world, "gpt dropout",
                              {"parallel.pipeline=" + std::to_string(world.size()), "training.micro_batches=2",
                               "training.recompute=full"}) == 0);
+  for (const std::string axis : {"data", "pipeline", "tensor"}) {
+    CAPTURE(axis);
+    // Clipped now and then, so that some steps are taken back.
+    CHECK(allocations_in_steps(world, "gpt untied",
+                               {"parallel." + axis + "=" + std::to_string(world.size()), "training.micro_batches=2",
+                                "training.gradient_clip=1.0", "training.optimistic_step=true"},
+                               false) == 0);
+  }
   // The counter counts.
   const std::int64_t before = app::allocation_count();
   const auto kept = std::make_unique<int>(1);

@@ -56,6 +56,10 @@ TEST_CASE("a step's keys and numbers") {
   full.loss = 0.1 + 0.2;
   full.grad_norm = 5e-324;
   full.learning_rate = 1.0 / 3.0;
+  std::vector<TimeSplit> splits(2);
+  splits[0].forward = 0.25;
+  splits[1].bubble = 1.23456789012;
+  full.splits = splits;
   StepReport broken = step_report(3, 3);
   broken.loss = std::nan("");
   broken.grad_norm = std::numeric_limits<double>::infinity();
@@ -71,7 +75,7 @@ TEST_CASE("a step's keys and numbers") {
   const std::set<std::string> always = {"step",         "loss",   "grad_norm", "learning_rate",
                                         "step_seconds", "tokens", "samples",   "samples_per_second"};
   std::set<std::string> everything = always;
-  everything.insert({"tokens_per_second", "flops_share", "allocations"});
+  everything.insert({"tokens_per_second", "flops_share", "allocations", "time"});
   CHECK(keys(lines[0]) == always);
   CHECK(keys(lines[1]) == everything);
   CHECK(lines[0]["samples_per_second"] == 8.0);
@@ -86,6 +90,7 @@ TEST_CASE("a step's keys and numbers") {
   CHECK(lines[1]["tokens"] == 1024);
   CHECK(lines[1]["flops_share"] == 0.25);
   CHECK(lines[1]["allocations"] == 0);
+  CHECK(lines[1]["time"] == Json{{"forward", {0.25, 0.0}}, {"bubble", {0.0, 1.23456789}}});
   CHECK(lines[2]["loss"].is_null());
   CHECK(lines[2]["grad_norm"].is_null());
   CHECK(read_file(path).starts_with("{\"step\":1,\"loss\":"));

@@ -121,6 +121,16 @@ struct Problem {
   }
 };
 
+/// Kept copies of the segments that are given them, for updates that may be taken back.
+std::vector<Values> keep_before(std::vector<Segment>& segments, int states) {
+  std::vector<Values> kept;
+  for (Segment& segment : segments) {
+    kept.emplace_back(static_cast<std::size_t>(segment.count * (1 + states)), -1.0f);
+    segment.before = kept.back().data();
+  }
+  return kept;
+}
+
 config::Optimizer config_of(const nlohmann::json& the_case) {
   const nlohmann::json& options = the_case.at("options");
   config::Optimizer c;
@@ -340,4 +350,43 @@ TEST_CASE("an update allocates nothing") {
 }
 
 }  // namespace
+
+TEST_CASE("an update that keeps what was before gives the same bits, and can be taken back") {
+  for (const config::Optimizer& c : all_configs()) {
+    CAPTURE(static_cast<int>(c.type));
+    const auto optimizer = make_optimizer(c);
+    for (const int threads : {1, 3}) {
+      ThreadPool pool(threads, false);
+      constexpr std::size_t kCounts[] = {1, 70001, 13};  // more than a chunk
+      const Values gradient = random_values(70015, "gradient");
+      Problem plain(random_values(70015, "weight"));
+      Problem kept = plain;
+      const auto segments_of = [&](Problem& problem) {
+        std::vector<Segment> segments;
+        std::size_t begin = 0;
+        for (const std::size_t count : kCounts) {
+          segments.push_back(problem.segment(begin, count, gradient, begin != 0));
+          begin += count;
+        }
+        return segments;
+      };
+      const std::vector<Segment> plainly = segments_of(plain);
+      std::vector<Segment> keeping = segments_of(kept);
+      const std::vector<Values> memory = keep_before(keeping, optimizer->state_count());
+      for (std::int64_t step = 1; step <= 3; ++step) {
+        const Problem before = kept;
+        optimizer->update(pool, keeping, step, 0.01, 1.0f, true);
+        CHECK(kept.weight != before.weight);
+        optimizer->take_back(pool, keeping);
+        CHECK(kept.weight == before.weight);
+        for (int i = 0; i < kMaxState; ++i) CHECK(kept.state[i] == before.state[i]);
+        optimizer->update(pool, keeping, step, 0.01, 0.5f, true);
+        optimizer->update(pool, plainly, step, 0.01, 0.5f);
+        CHECK(kept.weight == plain.weight);
+        for (int i = 0; i < kMaxState; ++i) CHECK(kept.state[i] == plain.state[i]);
+      }
+    }
+  }
+}
+
 }  // namespace trainer::optim

@@ -149,3 +149,27 @@ TEST_CASE("the drawing names the stage where a rank holds several, and cuts labe
   CHECK(picture == "rank 0  " + std::string(48, '.') + "\nrank 1  F0" + std::string(21, '-') + " B0" +
                        std::string(21, '-') + "\n");
 }
+
+TEST_CASE("without a barrier zero-bubble orders lose what the end of a step cost them") {
+  const auto idle = [](const Schedule& schedule, const StageTimes& t) {
+    const Timing timing = simulate_without_barrier(add_reductions(add_communication(schedule)), uniform(4, t));
+    return timing.step - timing.busy[0];
+  };
+  // ZB-H2's published idle time, (p - 1)(F + I - 2W), is a rank's own span; a barrier adds (p - 1)W.
+  CHECK(idle(zero_bubble_h2({4, 16, true}), {1, 1, 1}) == 0);
+  CHECK(idle(zero_bubble_h2({4, 16, true}), {2, 3, 1}) == 9);
+  CHECK(idle(zero_bubble_h1({4, 16, true}), {1, 1, 1}) == 3);
+  CHECK(idle(one_f_one_b({4, 16, true}), {1, 1, 1}) == 6);
+  for (std::int64_t p = 1; p <= 6; ++p) {
+    for (const StageTimes& t : kTimes) {
+      for (const Schedule& schedule : {gpipe({p, 5, true}), one_f_one_b({p, 9, true}), zero_bubble_h1({p, 12, true}),
+                                       zero_bubble_h2({p, 12, true})}) {
+        const Timing with = simulate(schedule, uniform(p, t));
+        const Timing without = simulate_without_barrier(schedule, uniform(p, t));
+        CHECK(without.step <= with.step);
+        CHECK(without.step >= with.busy[0]);
+        CHECK(without.busy == with.busy);
+      }
+    }
+  }
+}

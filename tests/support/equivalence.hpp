@@ -261,6 +261,16 @@ inline std::vector<Case> layouts(std::int64_t ranks) {
   add("mlp", 1, 2, 1, "1f1b", 1, 4, full);
   add("gpt dropout", 1, 2, 1, "zb-v", 1, 4, full);
   add("gpt dropout", 1, 2, 1, "interleaved", 1, 4, full);
+  const std::string optimistic = "training.optimistic_step=true";
+  add("mlp", 1, 1, 1, "1f1b", 1, 4, optimistic);
+  add("gpt untied", 1, 2, 1, "zb-h2", 1, 4, optimistic);
+  add("gpt dropout", 1, 4, 1, "zb-h2", 1, 8, optimistic + ";checkpoint.every_steps=7");
+  add("gpt tied", 1, 3, 1, "1f1b", 1, 4, optimistic);
+  add("gpt untied", 1, 2, 1, "zb-v", 1, 4, optimistic + ";" + full);
+  add("sequential", 1, 1, 2, "1f1b", 1, 4, optimistic);
+  add("gpt tied", 2, 1, 1, "1f1b", 1, 2, optimistic);
+  add("mlp", 3, 2, 1, "1f1b", 1, 2, optimistic);
+  add("gpt tied", 2, 2, 2, "zb-h1", 1, 4, optimistic);
   return all;
 }
 

@@ -100,6 +100,16 @@ struct WaitPolicy {
 void set_wait_policy(WaitPolicy policy);
 const WaitPolicy& wait_policy();
 
+/// While it lives, every wait of this thread calls `progress` between its polls: for what others may be waiting for
+/// while this rank waits for them. One at a time a thread; `progress` must not wait.
+class WaitProgress {
+ public:
+  explicit WaitProgress(std::function<void()> progress);
+  ~WaitProgress();
+  WaitProgress(const WaitProgress&) = delete;
+  WaitProgress& operator=(const WaitProgress&) = delete;
+};
+
 /// The one blocking wait: polls `done` (which makes progress) politely until it returns true. Returns seconds waited.
 /// Throws Error(Hang). Allocates nothing. Spins some 50 µs, then yields between polls; with policy.yield it yields at
 /// once and sleeps between polls after some µs, a share of the time waited so far and 1 ms at most; what is awaited in

@@ -21,6 +21,9 @@ struct TrainCommand {
   int threads = 0;      // a rank; 0: from affinity, quota and the ranks on the node
   int ranks = 0;        // --ranks N with --dry-run: plan for N ranks without starting them; 0: as started
   std::string kernels;  // "--kernels native|onednn": who multiplies matrices; "": native
+  std::string trace;    // --trace FILE; "": none
+  // --trace-steps A:B, from 1; an end that was left out is 0. Both 0: the newest ones.
+  std::int64_t first_traced = 0, last_traced = 0;
 };
 struct ExportCommand {
   std::string checkpoint;
@@ -87,6 +90,11 @@ struct PlanCommand {
   bool json = false;
   int threads = 0;  // a rank, without profile and cluster; 0: 1
 };
+/// A page of what a run left in its directory.
+struct ReportCommand {
+  std::string directory;
+  std::string output;  // "": report.html in the directory; "-": stdout
+};
 /// --help, --version or a usage error: what to print and where, and the code to leave with.
 struct Leave {
   ExitCode code = ExitCode::Done;
@@ -95,7 +103,7 @@ struct Leave {
 };
 
 using Command = std::variant<TrainCommand, ExportCommand, GenerateCommand, EvalCommand, InspectCommand, ScheduleCommand,
-                             ProfileCommand, PlanCommand, Leave>;
+                             ProfileCommand, PlanCommand, ReportCommand, Leave>;
 
 /// Never throws for bad input: that is a Leave with code Usage.
 Command parse_command_line(int argc, const char* const* argv);

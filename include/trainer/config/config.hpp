@@ -155,6 +155,8 @@ struct Training {
   /// the units and pieces of units that recompute_layers names.
   Recompute recompute = Recompute::None;
   std::vector<std::string> recompute_layers;
+  /// Updates without waiting for the other ranks, as if nothing had to be clipped; taken back exactly when it must be.
+  bool optimistic_step = false;
   std::uint64_t seed = 1;
   std::int64_t eval_every = 0;  // 0: only at the end
   double time_limit = 0;        // seconds; 0: none. Then finish the step, save and exit 75
@@ -186,6 +188,7 @@ struct Parallel {
   bool split_backward = true;
   std::int64_t chunks = 0;             // stages a rank; 0: as the schedule has them (stages_a_rank)
   std::int64_t micro_batch_group = 0;  // interleaved: micro-batches a chunk takes in turn; 0: as many as ranks
+  std::int64_t most_held = 0;          // (stage, micro-batch) pairs that a rank may hold from F to W; 0: any
   std::string schedule_file;           // of ScheduleName::File
   /// What the file says. No key: one rank reads it, so that all see one text.
   std::string schedule_text;

@@ -3,8 +3,11 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
+
+#include "trainer/core/time_split.hpp"
 
 namespace trainer {
 
@@ -20,10 +23,17 @@ struct StepReport {
   std::int64_t tokens = 0;   // the same for sequence models, else 0
   std::int64_t step_samples = 0;
   std::int64_t step_tokens = 0;
-  double flops = 0;               // of the step, all ranks
-  double peak_flops = 0;          // of the cores in use, all ranks, per second; 0 when not measured
-  std::int64_t allocations = -1;  // by our own code during the step, on this rank; -1 when not counted
+  double flops = 0;                   // of the step, all ranks
+  double peak_flops = 0;              // of the cores in use, all ranks, per second; 0 when not measured
+  std::int64_t allocations = -1;      // by our own code during the step, on this rank; -1 when not counted
+  std::span<const TimeSplit> splits;  // [rank] of logged steps; empty when not gathered
 };
+
+/// The first, the last, and every `every_steps`-th (0: none of these), counted from step 1 of the training, so that a
+/// resumed run logs what an uninterrupted one would have.
+inline bool is_logged(std::int64_t step, std::int64_t total_steps, std::int64_t every_steps) {
+  return step == 1 || step == total_steps || (every_steps > 0 && step % every_steps == 0);
+}
 
 struct EvaluationReport {
   std::int64_t step = 0;

@@ -32,12 +32,45 @@ struct RunSummary {
   };
   std::vector<Pass> passes;
   std::optional<double> simulated_pass;  // of a pipeline: what `whole` would be without any other loss
+  std::vector<TimeSplit> splits;         // [rank] of a step, its mean but for the first one
+  /// Before the run and after it.
+  struct Promise {
+    std::string what;    // "step seconds"
+    std::string source;  // "cost model"
+    double predicted = 0, measured = 0;
+  };
+  std::vector<Promise> promises;
 };
 
 /// {"first_step", "last_step", "loss", "validation_loss"?, "accuracy"?, "seconds", "exit_code",
 ///  "peak_memory": [{"rank", "predicted", "measured", "live_set", "process"}, …],
-///  "passes": [{"rank", "stage", "forward", "backward_input", "backward_weight", "whole"}, …], "simulated_pass"?}
+///  "passes": [{"rank", "stage", "forward", "backward_input", "backward_weight", "whole"}, …], "simulated_pass"?,
+///  "time": [{"rank", "step", "forward", …, "checkpoint"}, …], "predictions": [{"what", "source", "predicted",
+///  "measured"}, …]}
 std::string to_json(const RunSummary& summary);
+
+/// What is known of a run before its first step, for people who look at it later.
+struct RunFacts {
+  std::string build, started;  // version and libraries; local time, ISO 8601
+  std::int64_t total_steps = 0, resumed_step = 0;
+  std::int64_t data = 1, pipeline = 1, tensor = 1;
+  std::int64_t micro_batches = 1;
+  int threads = 1;  // of rank 0
+  std::string schedule;
+  std::vector<std::string> stages;  // [stage] its layers
+  struct Rank {
+    std::string place;  // "stage 1, replica 0, tensor 0"
+    double weights = 0, gradients = 0, optimizer = 0, activations = 0, communication = 0, data = 0, process = 0;
+  };
+  std::vector<Rank> ranks;  // predicted bytes by purpose
+  double step_seconds = 0;  // predicted; 0: not
+  double bubble = 0;        // predicted
+  std::string config;       // JSON text
+};
+/// {"build", "started", "total_steps", "resumed_step", "data", "pipeline", "tensor", "micro_batches", "threads",
+///  "schedule", "stages": […], "memory": [{"rank", "place", "weights", …, "process"}, …],
+///  "prediction"?: {"step_seconds", "bubble"}, "config": {…}}
+std::string to_json(const RunFacts& facts);
 
 /// {"step", "validation_loss", "accuracy"?, "validation_targets"}
 std::string to_json(const EvaluationReport& report);

@@ -18,6 +18,7 @@ struct Segment {
   float* weight = nullptr;
   const float* gradient = nullptr;
   float* state[kMaxState] = {};
+  float* before = nullptr;  // [1 + states][count]: where update keeps weight and states as they were, when asked to
   std::int64_t count = 0;
   bool decay = true;
 };
@@ -29,9 +30,12 @@ class Optimizer {
   virtual int state_count() const = 0;
   virtual std::string_view state_name(int index) const = 0;  // "exp_avg", "exp_avg_sq", "momentum"
   /// Update `step` (from 1) with this rate; each gradient element is first multiplied by gradient_scale (the clip).
+  /// With `keep_before` every segment's weight and states are first copied to its `before`, for take_back.
   /// Bits do not depend on how elements are cut into segments or on the number of threads. Allocates nothing.
   virtual void update(ThreadPool& pool, std::span<const Segment> segments, std::int64_t step, double learning_rate,
-                      float gradient_scale) const = 0;
+                      float gradient_scale, bool keep_before = false) const = 0;
+  /// Puts back, bit for bit, what the last update with `keep_before` has changed.
+  void take_back(ThreadPool& pool, std::span<const Segment> segments) const;
 };
 
 /// As PyTorch's SGD (momentum, Nesterov, decay added to the gradient) and AdamW (decoupled decay, bias correction).

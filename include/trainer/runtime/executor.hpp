@@ -2,10 +2,12 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <vector>
 
 #include "trainer/comm/communicator.hpp"
+#include "trainer/core/action_log.hpp"
 #include "trainer/runtime/batch_source.hpp"
 #include "trainer/runtime/gradient_sync.hpp"
 #include "trainer/runtime/stage_messages.hpp"
@@ -20,12 +22,16 @@ struct PassRequest {
   bool training = true;   // masks of dropout
   double loss_scale = 0;  // 1 / valid targets of the global batch; 0: no gradient
   bool count_hits = false;
+  /// Asked once, before this rank's first backward, at the same place of the table on every rank that shares a stage:
+  /// false gives the pass up. What is left of it is walked without computing, so that messages stay in step.
+  std::function<bool()> go_on = {};
 };
 
 /// Sums of this rank's micro-batches in ascending order; zeros on ranks without the loss.
 struct PassResult {
   double loss = 0;
   std::int64_t hits = 0;
+  bool given_up = false;  // then nothing else of this and no gradient says anything
 };
 
 /// One stage of this rank as a table's walk needs it; what it points to must stay.
@@ -42,19 +48,14 @@ class Executor {
   /// `stages`: all of this rank, ascending; their arenas (lay_out_arenas) lie in `arena`, which must stay with
   /// everything referred to. `messages`: rank = pipeline rank. Transfers of two executors over the same messages are
   /// kept apart by `channel` (0 or 1), not their memory: they take turns. `world_ranks`: [stage] of this replica and
-  /// tensor place, for messages to people. Not collective, but peers must make theirs alike.
+  /// tensor place, for messages to people. `log` (may be null) gets what is done when. Not collective, but peers must
+  /// make theirs alike.
   Executor(const model::Graph& graph, const schedule::Schedule& schedule, std::vector<StageProgram> stages,
-           std::byte* arena, StageMessages& messages, int channel, std::vector<int> world_ranks);
+           std::byte* arena, StageMessages& messages, int channel, std::vector<int> world_ranks,
+           ActionLog* log = nullptr);
 
   /// One walk over the table; `sync` may be null (forward only). Allocates nothing.
   PassResult run(const BatchSource& batches, const PassRequest& request, GradientSync* sync);
-
-  /// Computing so far, [stage of this rank], and whole walks with their waits. A joint backward counts as
-  /// backward_input.
-  const std::vector<schedule::StageTimes>& compute_seconds() const { return compute_; }
-  double pass_seconds() const { return pass_; }
-  double receive_wait_seconds() const { return receive_wait_; }
-  double send_wait_seconds() const { return send_wait_; }
 
  private:
   // Messages of one direction and port: a transfer for each slot, one message at a time for each.
@@ -97,13 +98,15 @@ class Executor {
   Frame frame_of(const Stage& stage, std::int32_t micro_batch) const;
   ops::MicroBatch batch_of(const BatchSource& batches, const PassRequest& request, std::int32_t micro_batch) const;
   void post_next(Receiver& receiver);
-  void receive(Receiver& receiver, std::int32_t micro_batch);
+  void receive(Receiver& receiver, const schedule::Action& action);
   /// Takes the next ring entry for what is about to be produced, waiting until its last message has left.
-  void reserve(Sender& sender, std::int32_t micro_batch);
-  void send(Sender& sender, std::int32_t micro_batch);
+  void reserve(Sender& sender, const schedule::Action& action);
+  void send(Sender& sender, const schedule::Action& action);
   void drain(Sender& sender);
   void begin_pass();
   void walk(const schedule::Action& action, const BatchSource& batches, const PassRequest& request, GradientSync* sync);
+  /// The messages of an action alone.
+  void walk_idly(const schedule::Action& action);
   void forward(Stage& stage, const BatchSource& batches, const PassRequest& request, std::int32_t micro_batch);
   void backward(Stage& stage, const schedule::Action& action, const BatchSource& batches, const PassRequest& request,
                 GradientSync* sync);
@@ -121,9 +124,7 @@ class Executor {
   std::size_t reductions_ = 0;      // of this pass so far
   std::vector<LossResult> losses_;  // [micro-batch]
   std::vector<std::uint8_t> valid_;
-  double receive_wait_ = 0, send_wait_ = 0;
-  std::vector<schedule::StageTimes> compute_;
-  double pass_ = 0;
+  ActionLog* log_;
 };
 
 }  // namespace trainer::runtime

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "trainer/comm/communicator.hpp"
+#include "trainer/core/action_log.hpp"
 #include "trainer/core/tensor.hpp"
 #include "trainer/runtime/parameters.hpp"
 #include "trainer/runtime/run_plan.hpp"
@@ -19,9 +20,9 @@ namespace trainer::runtime {
 class GradientSync {
  public:
   /// `data`: ranks of these stages and tensor place; `pipeline`: of this replica and tensor place.
-  /// Collective over both.
+  /// Collective over both. `log` (may be null) gets the waits.
   GradientSync(const RunPlan& plan, const plan::Coordinates& at, Parameters& parameters, ThreadPool& pool,
-               comm::Communicator& data, comm::Communicator& pipeline);
+               comm::Communicator& data, comm::Communicator& pipeline, ActionLog* log = nullptr);
 
   /// The last micro-batch's weight gradient of this node is complete: buckets that are whole now start.
   void weight_done(NodeId node);
@@ -34,7 +35,8 @@ class GradientSync {
   /// After this rank has updated its duty: waits until all replicas have, so that the weights are whole.
   void finish_update();
 
-  double waited_seconds() const { return waited_; }
+  /// Of a pass that is given up: waits until no replica computes with the weights any more, so that they may change.
+  void leave_pass();
 
  private:
   struct Bucket {
@@ -70,10 +72,11 @@ class GradientSync {
   // Counts over all steps, as shared counters only rise.
   std::uint64_t buckets_before_ = 0;  // of finished steps
   std::uint64_t updates_ = 0;
+  std::uint64_t passes_left_ = 0;
   std::vector<Bucket> buckets_;  // in the order in which they become whole
   std::vector<Tied> tied_;
   std::size_t oldest_ = 0;
-  double waited_ = 0;
+  ActionLog* log_;
 };
 
 /// Memory that the exchange takes on one rank, in bytes.

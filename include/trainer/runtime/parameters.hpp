@@ -52,12 +52,17 @@ struct ParameterLayout {
   /// gradients, nodes of a stage in their order, so that a step completes the gradients from the end.
   std::vector<NodeId> gradient_order;
   std::size_t state_elements = 0;  // of this replica's share
+  bool can_take_back = false;      // training.optimistic_step: keeps what an update changes as it was before
   bool shared = false;             // replicas are planned to lie on one node
 };
+/// Elements of the weights that this rank updates, and of each of its states.
+inline std::size_t updated_elements(const ParameterLayout& layout) {
+  return layout.shared ? layout.state_elements : layout.weight_elements;
+}
 ParameterLayout lay_out_parameters(const RunPlan& plan, const plan::LocalGraph& local, const plan::Coordinates& at);
 
 /// Counters that replicas raise in the memory they share.
-enum ReplicaChannel : int { kBucketsReady, kWeightsUpdated, kReplicaChannels };
+enum ReplicaChannel : int { kBucketsReady, kWeightsUpdated, kPassesLeft, kReplicaChannels };
 
 class Parameters {
  public:
@@ -95,6 +100,7 @@ class Parameters {
   float* weights_ = nullptr;
   float* gradients_ = nullptr;
   std::vector<Buffer> states_;
+  Buffer before_;
   std::vector<optim::Segment> segments_;
 };
 

@@ -92,6 +92,7 @@ struct MemoryPrediction {
   std::size_t weights = 0;
   std::size_t gradients = 0;
   std::size_t optimizer = 0;
+  std::size_t before = 0;         // weights and optimizer state as they were before an optimistic step
   std::size_t activations = 0;    // slots, rings and scratch of the stages
   std::size_t communication = 0;  // staging of reductions, what is read of neighbours' gradients, remote tied gradients
   std::size_t data = 0;
@@ -100,7 +101,7 @@ struct MemoryPrediction {
   std::size_t live_set() const { return weights + gradients + optimizer + activations; }
   /// What is resident in this process. `elsewhere` of it is memory that another rank of the node has taken and counts
   /// too: of a node's ranks the sum of own() is what they take together.
-  std::size_t total() const { return weights + gradients + optimizer + activations + communication + data + fixed; }
+  std::size_t total() const { return live_set() + before + communication + data + fixed; }
   std::size_t elsewhere = 0;
   std::size_t own() const { return total() - elsewhere; }
 };

@@ -9,6 +9,7 @@
 
 #include "trainer/comm/communicator.hpp"
 #include "trainer/comm/shared_memory.hpp"
+#include "trainer/core/action_log.hpp"
 #include "trainer/core/tensor.hpp"
 #include "trainer/core/thread_pool.hpp"
 
@@ -20,8 +21,8 @@ namespace trainer::runtime {
 /// has finished part k+1 has read all parts k. Over several nodes the parts go through all-reduces, with the same bits.
 class TensorGroup {
  public:
-  /// Collective over `ranks`. No sum has more than `most_elements`.
-  TensorGroup(comm::Communicator& ranks, std::int64_t most_elements);
+  /// Collective over `ranks`. No sum has more than `most_elements`. `log` (may be null) gets the waits.
+  TensorGroup(comm::Communicator& ranks, std::int64_t most_elements, ActionLog* log = nullptr);
 
   int size() const { return ranks_.size(); }
   comm::Communicator& ranks() { return ranks_; }
@@ -37,8 +38,6 @@ class TensorGroup {
   void finish(ThreadPool& pool, float* to, bool accumulate);
   /// Lets a started sum make progress.
   void progress(ThreadPool& pool);
-
-  double waited_seconds() const { return waited_; }
 
  private:
   float* part_of(int rank) const;
@@ -59,7 +58,7 @@ class TensorGroup {
 
   bool active_ = false;
   std::int64_t elements_ = 0;
-  double waited_ = 0;
+  ActionLog* log_;
 };
 
 /// Memory of a group's reductions on one rank, in bytes.

@@ -12,7 +12,9 @@
 #include "trainer/comm/communicator.hpp"
 #include "trainer/core/error.hpp"
 #include "trainer/core/observer.hpp"
+#include "trainer/observe/timeline.hpp"
 #include "trainer/runtime/run_plan.hpp"
+#include "trainer/runtime/timeline.hpp"
 #include "trainer/storage/dataset.hpp"
 #include "trainer/storage/file_system.hpp"
 
@@ -28,6 +30,7 @@ struct TrainOptions {
   std::string build;                          // for the checkpoint's record
   const std::atomic<bool>* stop = nullptr;    // set by a signal
   std::function<std::int64_t()> allocations;  // of our own code so far; may be empty
+  std::optional<TraceWindow> trace;           // TrainResult::timeline has these steps, not the typical one only
   /// Makes rank 0's observers once the resumed step (0: a fresh run) and total steps are known.
   std::function<std::unique_ptr<Observer>(std::int64_t resumed_step, std::int64_t total_steps)> observers;
 };
@@ -38,14 +41,11 @@ struct RankMemory {
   double live_set = 0;   // MemoryPrediction::live_set
   double process = 0;    // VmHWM
 };
-struct RankWaits {
-  double receive = 0, send = 0, tensor = 0, gradients = 0;  // seconds
-};
-
 /// Seconds of one rank's passes over the schedule, a step's mean without the first step: what the simulator takes, and
 /// what there was.
 struct RankPass {
   std::vector<schedule::StageTimes> compute;  // [stage of the rank] of one micro-batch; B is in backward_input
+  double busy = 0;                            // of a step, in actions that compute
   double whole = 0;                           // of a step, with waits
 };
 
@@ -59,7 +59,8 @@ struct TrainResult {
   std::optional<double> accuracy;
   std::string checkpoint;          // path of the last one written; empty: none
   std::vector<RankMemory> memory;  // [rank], on rank 0
-  std::vector<RankWaits> waits;    // [rank], on rank 0
+  std::vector<TimeSplit> splits;   // [rank], on rank 0: means of the steps but the first (unless it is the only one)
+  observe::Timeline timeline;      // on rank 0
   std::vector<RankPass> passes;    // [rank], on rank 0; empty after a single step
   std::string message;             // why the run ended other than Done
 };

@@ -11,6 +11,7 @@
 #include "trainer/comm/communicator.hpp"
 #include "trainer/core/observer.hpp"
 #include "trainer/runtime/executor.hpp"
+#include "trainer/runtime/optimistic_step.hpp"
 #include "trainer/runtime/run_plan.hpp"
 #include "trainer/storage/checkpoint.hpp"
 #include "trainer/storage/dataset.hpp"
@@ -19,16 +20,25 @@ namespace trainer::runtime {
 
 /// What all ranks know after a step.
 struct StepOutcome {
+  std::int64_t step = 0;
   double loss = 0;
   double grad_norm = 0;
   double learning_rate = 0;
   bool stop = false;  // some rank asked to stop
 };
 
+/// What one call of Worker::step has settled.
+struct StepResult {
+  std::optional<StepOutcome> before;  // of the step before, which was left open
+  std::optional<StepOutcome> now;     // nothing: the step is open; or it was not made, as `before` says to stop
+};
+
 class Worker {
  public:
   /// Collective. The plan and the data set must outlive the worker. `training` false: evaluation only, no gradients.
-  Worker(comm::Communicator& world, const RunPlan& plan, const storage::Dataset& data, ThreadPool& pool, bool training);
+  /// `log` (may be null) gets what this rank does when.
+  Worker(comm::Communicator& world, const RunPlan& plan, const storage::Dataset& data, ThreadPool& pool, bool training,
+         ActionLog* log = nullptr);
   ~Worker();
 
   void initialise();
@@ -40,8 +50,17 @@ class Worker {
   std::vector<storage::Piece> pieces() const;
 
   /// One optimizer step (from 1). `stop` from any rank reaches all. Collective; throws Error(Diverged) on every rank
-  /// when loss or gradient is not finite, before any weight has changed.
-  StepOutcome step(std::int64_t step, bool stop);
+  /// when loss or gradient is not finite, before any weight has changed. With training.optimistic_step, a step that
+  /// need not be settled may stay open, its weights updated but not agreed on, until the next call settles it: nothing
+  /// else may be asked of the worker meanwhile. Weights and outcomes are the same bits either way.
+  StepResult step(std::int64_t step, bool stop, bool settle);
+  /// A settled step.
+  StepOutcome step(std::int64_t step, bool stop) { return *this->step(step, stop, true).now; }
+  /// Optimistic updates so far, and how many of them were taken back.
+  struct Optimism {
+    std::int64_t updates = 0, taken_back = 0;
+  };
+  const Optimism& optimism() const { return optimism_; }
   /// Mean loss (and accuracy for classes) over the held-out samples. Collective. With `stop`,
   /// nothing when it returned true on any rank before the last batch.
   std::optional<EvaluationReport> evaluate(std::int64_t step, const std::function<bool()>& stop = {});
@@ -52,18 +71,6 @@ class Worker {
   /// Weights, and after a step the gradients it summed (before clipping).
   Parameters& parameters() { return *parameters_; }
 
-  /// Seconds this rank has waited so far, by reason.
-  struct Waits {
-    double receive = 0, send = 0, tensor = 0, gradients = 0;
-  };
-  Waits waits() const;
-  /// Seconds of the training passes so far.
-  struct PassTimes {
-    std::vector<schedule::StageTimes> compute;  // [stage of this rank]; a joint backward counts as backward_input
-    double whole = 0;                           // with waits
-  };
-  PassTimes pass_times() const;
-
  private:
   struct Program;  // layouts, their runners and executor
   void wire(Program& program, const schedule::Schedule& schedule, const std::vector<schedule::StageSlots>& slots,
@@ -73,12 +80,22 @@ class Worker {
   /// [stage] world ranks of this replica and tensor place.
   std::vector<int> stage_ranks() const;
   void measure_norms();
+  PassResult pass(std::int64_t step, const std::function<bool()>& go_on = {});
+  /// From the sums of all ranks, in agreement_.
+  StepOutcome outcome_of(std::int64_t step) const;
+  float clip_scale_of(const StepOutcome& outcome) const;
+  void update(const StepOutcome& outcome, float scale, bool keep_before = false);
+  /// Whether the open step stands as it is and the pass behind it is wanted.
+  bool confirm();
+  /// After a pass that was given up: brings the weights to where the plain way has them.
+  void repair(const StepOutcome& outcome);
   [[noreturn]] void diverge(std::int64_t step, double loss, double grad_norm);
 
   const RunPlan& plan_;
   const storage::Dataset& data_;
   ThreadPool& pool_;
   comm::Communicator& world_;
+  ActionLog* log_;
   plan::Coordinates at_;
   plan::LocalGraph local_;
   storage::Split split_;
@@ -93,12 +110,19 @@ class Worker {
   std::unique_ptr<Program> training_, forward_only_;
   std::unique_ptr<GradientSync> sync_;
   std::unique_ptr<BatchSource> batches_;
+  std::unique_ptr<OptimisticStep> optimistic_;  // null: the plain way
+  std::optional<comm::WaitProgress> wait_progress_;
+  StepOutcome confirmed_;  // by the last confirm()
+  Optimism optimism_;
   std::vector<double> agreement_;  // [parameters] squared norms, then loss, stop
   std::vector<double> norm_scratch_;
 };
 
 /// The number of steps that `training` asks for over this many training samples.
 std::int64_t total_steps(const config::Training& training, std::int64_t training_samples);
+
+/// Samples that are not held out.
+std::int64_t training_samples(const RunPlan& plan, const storage::Dataset& data);
 
 /// Throws Error(Data) when there are too few samples to train or to hold out.
 void check_samples(const RunPlan& plan, const storage::Dataset& data);

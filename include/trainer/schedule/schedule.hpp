@@ -184,6 +184,9 @@ struct Timing {
 /// Runs the table with these times (one entry a stage) and a time a message takes; receives cost nothing to the
 /// receiver. A table without communication is timed as add_communication would complete it. The table must be valid.
 Timing simulate(const Schedule& schedule, const std::vector<StageTimes>& times, double transfer = 0);
+/// The same of one pass among many where no rank waits for the others at the end of each (an optimistic optimizer
+/// step): `step` is what one more pass adds, `start` that of a pass by itself.
+Timing simulate_without_barrier(const Schedule& schedule, const std::vector<StageTimes>& times, double transfer = 0);
 
 /// For people: a row a rank, time from left to right, cells like "F0" and "B0---" ("2F0" where a rank holds several
 /// stages), dots where the rank idles. A table that stands still is drawn up to there, with the actions that wait.
