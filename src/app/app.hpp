@@ -25,12 +25,14 @@ struct Context {
 ExitCode train(Context& context, const config::TrainCommand& command);
 ExitCode sweep(Context& context, const config::SweepCommand& command);
 ExitCode evaluate(Context& context, const config::EvalCommand& command);
+ExitCode profile(Context& context, const config::ProfileCommand& command);
 
 // These run on one rank and need no MPI.
 ExitCode export_weights(const config::ExportCommand& command);
 ExitCode generate(const config::GenerateCommand& command);
 ExitCode inspect(const config::InspectCommand& command);
 ExitCode print_schedule(const config::ScheduleCommand& command);
+ExitCode plan_layouts(const config::PlanCommand& command);
 ExitCode report(const config::ReportCommand& command);
 
 /// stdout that cannot be written. Only the rank that prints meets it, when the others have nothing left to do.
@@ -52,6 +54,10 @@ std::unique_ptr<storage::CheckpointReader> open_checkpoint(const std::string& pa
 /// Contents of a configuration file. Throws Error(Usage) when it cannot be read.
 std::string read_config(const std::string& path);
 
+/// The contents of a file of at most 64 MiB. Throws Error(Usage) when it cannot be read, ending with `hint`.
+std::string read_file(const std::string& path, const char* hint);
+/// Makes `path` hold `text`, whole or not at all. Throws Error(Storage).
+void write_whole(const std::string& path, const std::string& text);
 /// Contents of a file with a schedule. Throws Error(Usage) when it cannot be read.
 std::string read_schedule_file(const std::string& path);
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "app.hpp"
+#include "costs.hpp"
 #include "trainer/comm/shared_memory.hpp"
 #include "trainer/observe/reporters.hpp"
 #include "trainer/ops/matmul.hpp"
@@ -104,9 +105,10 @@ PreparedRun prepare_run(comm::Communicator& world, RunRequest request, DataCache
   run.node = comm::plan_node(world, request.threads);
   comm::set_wait_policy(
       {.yield = run.node.oversubscribed, .hang_seconds = request.config.training.hang_timeout, .progress = {}});
+  run.costs = agreed_profile(world, request.config);
   runtime::agree(world, [&] {
     require_precision(request.config, request.kernels);
-    run.plan = runtime::make_plan(std::move(request.config), request.ranks);
+    run.plan = runtime::make_plan(std::move(request.config), request.ranks, {run.costs ? &*run.costs : nullptr, {}});
     run.data = cache.load(run.plan.config, runtime::model_input(run.plan.graph));
     runtime::check_samples(run.plan, *run.data);
   });

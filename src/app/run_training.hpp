@@ -4,11 +4,13 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "trainer/comm/communicator.hpp"
 #include "trainer/comm/topology.hpp"
 #include "trainer/config/config.hpp"
+#include "trainer/plan/cost_model.hpp"
 #include "trainer/runtime/run_plan.hpp"
 #include "trainer/runtime/train.hpp"
 #include "trainer/storage/dataset.hpp"
@@ -31,6 +33,7 @@ struct RunRequest {
 /// A run that is planned and whose data are there.
 struct PreparedRun {
   comm::NodePlan node;
+  std::optional<plan::CostModel> costs;  // of parallel.profile
   runtime::RunPlan plan;
   std::shared_ptr<const storage::Dataset> data;
 };

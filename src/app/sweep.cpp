@@ -11,6 +11,7 @@
 #include "trainer/observe/sweep_report.hpp"
 #include "trainer/plan/halving.hpp"
 #include "trainer/runtime/agreement.hpp"
+#include "trainer/runtime/predict.hpp"
 
 namespace trainer::app {
 
@@ -264,6 +265,7 @@ class Sweep {
     if (kind.tokens) row.tokens_per_second = *row.samples_per_second * static_cast<double>(kind.positions);
     row.bubble = bubble_of(run.plan, result);
     row.loss = result.loss;
+    if (run.costs) row.predicted_step_seconds = runtime::predict(run.plan, *run.costs).step_seconds;
     const auto most = std::max_element(result.memory.begin(), result.memory.end(),
                                        [](const auto& a, const auto& b) { return a.measured < b.measured; });
     if (most == result.memory.end()) return;

@@ -6,12 +6,14 @@
 #include <optional>
 
 #include "app.hpp"
+#include "costs.hpp"
 #include "run_record.hpp"
 #include "run_training.hpp"
 #include "train_report.hpp"
 #include "trainer/observe/reporters.hpp"
 #include "trainer/ops/matmul.hpp"
 #include "trainer/runtime/agreement.hpp"
+#include "trainer/runtime/predict.hpp"
 #include "trainer/runtime/train.hpp"
 #include "trainer/runtime/worker.hpp"
 
@@ -48,19 +50,22 @@ std::string precision_note(const config::Config& config) {
   return fmt::format("; products in bfloat16: {}", ops::describe_matmul(precision));
 }
 
-config::Config agreed_config(comm::Communicator& world, const config::TrainCommand& command) {
-  const std::string text = agreed_text(world, [&] { return read_config(command.config_path); });
-  config::Config config;
-  runtime::agree(world, [&] { config = config::parse(text, command.config_path, command.overrides); });
-  read_agreed_schedule(world, config);
-  return config;
+// By the profile, or else by the speed of the cores: which orders layouts, but may be far from the step's time.
+Expectation expectation(const PreparedRun& run, double peak_flops) {
+  const auto threads = static_cast<std::int64_t>(run.node.threads);
+  const auto all_threads = static_cast<double>(run.plan.mesh.size() * threads);
+  const plan::CostModel costs =
+      run.costs ? *run.costs : plan::estimated_costs(peak_flops / all_threads, threads);
+  const runtime::Prediction prediction = runtime::predict(run.plan, costs);
+  return {prediction.step_seconds, prediction.pass_seconds, prediction.bubble,
+          run.costs ? run.plan.config.parallel.profile : "an estimate (no parallel.profile)"};
 }
 
 }  // namespace
 
 ExitCode train(Context& context, const config::TrainCommand& command) {
   comm::Communicator& world = context.world;
-  config::Config config = agreed_config(world, command);
+  config::Config config = agreed_config(world, command.config_path, command.overrides);
   if (command.print_config) {
     // On one rank sizes that were left out stay open, unless --ranks closes them.
     const std::int64_t ranks = command.ranks > 0 ? command.ranks : world.size();
@@ -90,12 +95,16 @@ ExitCode train(Context& context, const config::TrainCommand& command) {
   options.resume = command.resume;
   options.overwrite = command.overwrite;
   options.trace = trace;
-  const Expectation expected;  // a cost model's, once there is one
+  const Expectation expected = expectation(run, options.peak_flops);
   options.observers = [&](std::int64_t resumed_step, std::int64_t total_steps) {
     auto observers = make_observers(plan.config, resumed_step);
     write_run_facts(plan, expected, run.node.threads, run.data->bytes(), resumed_step, total_steps);
     return observers;
   };
+  if (run.costs && world.rank() == 0) {
+    const std::string difference = taken_elsewhere(run.costs->machine, plan.config.parallel.profile);
+    if (!difference.empty()) note(fmt::format("warning: {}\n", difference));
+  }
   if (world.rank() == 0) {
     note(fmt::format("{}{} thread{} a rank{}\n", summary(plan), run.node.threads, run.node.threads == 1 ? "" : "s",
                      precision_note(plan.config)));

@@ -27,8 +27,8 @@ def cases(folder):
     tiny = ["--checkpoint", str(folder / "run")]
     return {
         "help": ["--help"], "version": ["--version"], "help_keys": ["--help-keys"],
-        **{f"help_{name}": [name, "--help"] for name in ("export", "generate", "eval", "inspect", "schedule", "report",
-                                                           "sweep")},
+        **{f"help_{name}": [name, "--help"] for name in ("export", "generate", "eval", "inspect", "schedule", "report", "profile",
+                                                           "sweep", "plan")},
         "dry_run_1": [*GPT, "--dry-run", "--ranks", "1"],
         "dry_run_4": [*GPT, "--dry-run", "--ranks", "4", *MESH],
         "dry_run_8": [*GPT, "--dry-run", "--ranks", "8", *MESH],
@@ -117,6 +117,24 @@ SCHEDULE_FILES = {
     "empty": "\n\n",
     "deadlock": "0F0,0B0,0F1,0B1\n1F1,1F0,1B0,1B1\n",
 }
+
+
+def plans(folder):
+    """{file: arguments} of `trainer plan` on estimated costs, which say the same on every machine."""
+    (folder / "cluster.json").write_text('{"nodes": [{"count": 2, "cores": 2, "gflops_per_core": 50}], '
+                                         '"between_nodes": {"latency_us": 20, "bandwidth_gb_s": 1}}')
+    (folder / "wrong.json").write_text('{"nodes": [{"count": 2, "core": 2, "gflops_per_core": 50}]}')
+    plan = lambda *more: ["plan", *GPT[:2], *GPT[4:], *more]
+    cluster = ["--cluster", str(folder / "cluster.json")]
+    return {
+        "plan_cluster": plan("--ranks", "4", "--top", "3", *cluster),
+        "plan_memory": plan("--ranks", "4", "--top", "3", "--memory-per-rank", "80MiB", *cluster),
+        "plan_too_small": plan("--ranks", "4", "--memory-per-rank", "1MiB", *cluster),
+        "plan_no_room": plan("--ranks", "5", *cluster),
+        "plan_no_ranks": plan(*cluster), "plan_no_size": plan("--ranks", "2", "--memory-per-rank", "much", *cluster),
+        "plan_wrong_cluster": plan("--ranks", "2", "--cluster", str(folder / "wrong.json")),
+        "plan_no_profile": plan("--ranks", "2", "--profile", "nowhere.json"),
+    }
 
 
 def schedules(folder):
