@@ -39,16 +39,18 @@ ExitCode run_alone(const config::Command& command) {
   return inspect(std::get<config::InspectCommand>(command));
 }
 
+ExitCode run_on_all(Context& context, const config::Command& command) {
+  if (const auto* c = std::get_if<config::TrainCommand>(&command)) return train(context, *c);
+  if (const auto* c = std::get_if<config::SweepCommand>(&command)) return sweep(context, *c);
+  if (const auto* c = std::get_if<config::ProfileCommand>(&command)) return profile(context, *c);
+  return evaluate(context, std::get<config::EvalCommand>(command));
+}
+
 bool uses_mpi(const config::Command& command) {
   const auto* train = std::get_if<config::TrainCommand>(&command);
   return train != nullptr || std::holds_alternative<config::EvalCommand>(command) ||
+         std::holds_alternative<config::SweepCommand>(command) ||
          std::holds_alternative<config::ProfileCommand>(command);
-}
-
-ExitCode run_on_all(Context& context, const config::Command& command) {
-  if (const auto* c = std::get_if<config::TrainCommand>(&command)) return train(context, *c);
-  if (const auto* c = std::get_if<config::ProfileCommand>(&command)) return profile(context, *c);
-  return evaluate(context, std::get<config::EvalCommand>(command));
 }
 
 // The code of an error, after saying it: rank 0 speaks for all where all have it; a rank with one of its own speaks
@@ -76,7 +78,7 @@ int run_with_mpi(int argc, char** argv, const config::Command& command) {
       if (comm::launched_rank() > 0) return static_cast<int>(ExitCode::Usage);  // the first one says it
       throw Error(ExitCode::Usage, *message);
     }
-    Context context{mpi, *world, comm::peak_resident_bytes()};
+    Context context{mpi, *world, comm::peak_resident_bytes(), argv[0]};
     return static_cast<int>(run_on_all(context, command));
   } catch (const runtime::AgreedError& error) {
     return end_with(mpi, *world, error.code(), error.what(), true);

@@ -18,10 +18,12 @@ namespace trainer::app {
 struct Context {
   comm::MpiSession& mpi;
   comm::Communicator& world;
-  std::int64_t base_memory = 0;  // VmHWM after MPI had started, bytes
+  std::int64_t base_memory = 0;     // VmHWM after MPI had started, bytes
+  std::string program = "trainer";  // as it was called
 };
 
 ExitCode train(Context& context, const config::TrainCommand& command);
+ExitCode sweep(Context& context, const config::SweepCommand& command);
 ExitCode evaluate(Context& context, const config::EvalCommand& command);
 ExitCode profile(Context& context, const config::ProfileCommand& command);
 

@@ -5,6 +5,7 @@
 #include <fstream>
 
 #include "app.hpp"
+#include "run_training.hpp"
 #include "trainer/comm/topology.hpp"
 #include "trainer/ops/matmul.hpp"
 #include "trainer/plan/cost_file.hpp"
@@ -26,35 +27,21 @@ std::string cpu_name() {
 
 }  // namespace
 
-std::string agreed_text(comm::Communicator& world, const std::string& path, const char* option) {
-  std::string text;
-  // One rank reads the file, so that all ranks see one text.
-  runtime::agree(world, [&] {
-    if (world.rank() == 0) text = read_file(path, option);
-  });
-  return world.gather_strings(text).front();
-}
-
 config::Config agreed_config(comm::Communicator& world, const std::string& path,
                              const std::vector<std::string>& overrides) {
-  const std::string text = agreed_text(world, path, "--config takes the path of a JSON file");
+  const std::string text = agreed_text(world, [&] { return read_config(path); });
   config::Config config;
   runtime::agree(world, [&] { config = config::parse(text, path, overrides); });
-  if (config.parallel.schedule == config::ScheduleName::File) {
-    std::string table;
-    runtime::agree(world, [&] {
-      if (world.rank() == 0) table = read_schedule_file(config.parallel.schedule_file);
-    });
-    config.parallel.schedule_text = world.gather_strings(table).front();
-  }
+  read_agreed_schedule(world, config);
   return config;
 }
 
 std::optional<plan::CostModel> agreed_profile(comm::Communicator& world, const config::Config& config) {
   const config::Parallel& parallel = config.parallel;
   if (parallel.profile.empty()) return std::nullopt;
-  const std::string text =
-      agreed_text(world, parallel.profile, "parallel.profile takes the path of what `trainer profile` has written");
+  const std::string text = agreed_text(world, [&] {
+    return read_file(parallel.profile, "parallel.profile takes the path of what `trainer profile` has written");
+  });
   std::optional<plan::CostModel> costs;
   runtime::agree(world, [&] { costs = plan::parse_profile(text, parallel.profile); });
   return costs;

@@ -11,10 +11,6 @@
 
 namespace trainer::app {
 
-/// The contents of a file that rank 0 reads, on every rank. Collective; throws Error(Usage) on every rank. `option`
-/// names it for the message: "--config takes the path of a JSON file".
-std::string agreed_text(comm::Communicator& world, const std::string& path, const char* option);
-
 /// A configuration that rank 0 reads, with the schedule's file where it names one, parsed on every rank. Collective.
 config::Config agreed_config(comm::Communicator& world, const std::string& path,
                              const std::vector<std::string>& overrides);

@@ -78,8 +78,8 @@ void refuse_unknown(const CLI::App& app, const CLI::App& main) {
   }
   throw Misuse{
       "",
-      fmt::format("unknown subcommand \"{}\"; there are export, generate, eval, inspect, schedule, profile, plan and "
-                  "report",
+      fmt::format("unknown subcommand \"{}\"; there are export, generate, eval, inspect, schedule, profile, plan, "
+                  "report and sweep",
                   word)};
 }
 
@@ -247,6 +247,30 @@ Command schedule_command(const CLI::App& app, const Texts& t) {
   return c;
 }
 
+Command sweep_command(const CLI::App& app, Texts& t) {
+  require(app, "--config", t.config, "configs/quickstart.json");
+  if (t.over.empty()) throw Misuse{"sweep", "--over is missing; for example --over parallel.pipeline=1,2,4"};
+  if (app.count("--kernels") > 0) require_one_of(app, "--kernels", t.kernels, {"native", "onednn"});
+  if (app.count("--output") > 0) require(app, "--output", t.out, "sweeps/layouts");
+  SweepCommand c;
+  c.config_path = t.config;
+  c.overrides = std::move(t.overrides);
+  try {
+    for (const std::string& text : t.over) c.over.push_back(parse_over(text));
+    combinations(c.over, c.overrides);
+  } catch (const Error& error) {
+    throw Misuse{"sweep", error.what()};
+  }
+  c.steps = number<std::int64_t>(app, "--steps", t.steps, c.steps, 2, 1'000'000);
+  c.repeat = number<std::int64_t>(app, "--repeat", t.repeat, c.repeat, 1, 1000);
+  c.halving = t.halving;
+  c.output = t.out;
+  c.overwrite = t.overwrite;
+  c.threads = number(app, "--threads", t.threads, 0, 1, kMostThreads);
+  c.kernels = t.kernels;
+  return c;
+}
+
 Command profile_command(const CLI::App& app, Texts& t) {
   require(app, "--config", t.config, "model.json");
   ProfileCommand c;
@@ -306,6 +330,7 @@ Command read(CLI::App& app, const Subcommands& subcommands, Texts& texts) {
   if (chosen[0] == subcommands.export_) return export_command(*chosen[0], texts);
   if (chosen[0] == subcommands.generate) return generate_command(*chosen[0], texts);
   if (chosen[0] == subcommands.eval) return eval_command(*chosen[0], texts);
+  if (chosen[0] == subcommands.sweep) return sweep_command(*chosen[0], texts);
   if (chosen[0] == subcommands.schedule) return schedule_command(*chosen[0], texts);
   if (chosen[0] == subcommands.profile) return profile_command(*chosen[0], texts);
   if (chosen[0] == subcommands.plan) return plan_command(*chosen[0], texts);

@@ -60,6 +60,16 @@ constexpr const char* kPlanExamples =
     "  trainer plan --config model.json --ranks 2 --profile profile.json --top 0 --json\n"
     "\nRuns by itself, without mpiexec. The batch is the configuration's; its parallel section and micro-batches are\n"
     "what is searched. docs/plan.md says what is predicted and how, and what a cluster file holds.\n";
+constexpr const char* kSweepExamples =
+    "Examples:\n"
+    "  mpiexec -n 4 trainer sweep --config model.json --over parallel.pipeline=1,2,4 \\\n"
+    "      --over parallel.schedule=1f1b,zb-h1 --steps 10       every combination, one after the other\n"
+    "  mpiexec -n 4 trainer sweep --config model.json --over parallel.partition=[3,5],[4,4] --set parallel.pipeline=2\n"
+    "  mpiexec -n 4 trainer sweep --config model.json --over training.micro_batches=1,2,4,8,16 --halving\n"
+    "\n"
+    "Commas part values, except inside brackets and quotes. A combination that writes fewer ranks than were started\n"
+    "runs on so many, and the others wait. What cannot run becomes a row with the reason. Nothing is evaluated or\n"
+    "saved. The fastest is the one with most tokens (samples) a second; the last line is the command that trains it.";
 constexpr const char* kReportExamples =
     "Examples:\n"
     "  trainer report runs/gpt\n"
@@ -131,6 +141,25 @@ CLI::App* add_schedule(CLI::App& app, Texts& t) {
   return s;
 }
 
+CLI::App* add_sweep(CLI::App& app, Texts& t) {
+  CLI::App* s = app.add_subcommand("sweep", "Measure every combination of some keys' values, in one MPI job");
+  add_text(s, "--config", t.config, "The model description, a JSON file", "FILE");
+  s->add_option("--over", t.over, "A key and its values, e.g. parallel.pipeline=1,2,4; may be repeated")
+      ->type_name("KEY=VALUES")
+      ->take_all()
+      ->allow_extra_args(false);
+  add_overrides(s, t);
+  add_text(s, "--steps", t.steps, "Steps of each run, of which the first is not measured (default 10)", "N");
+  add_text(s, "--repeat", t.repeat, "Runs of each combination, in turns (default 1)", "N");
+  s->add_flag("--halving", t.halving, "Few steps for all, twice as many for the faster half, and so on");
+  add_text(s, "--output", t.out, "Where sweep.csv and sweep.json go, after every run", "DIR");
+  s->add_flag("--overwrite", t.overwrite, "Replace them");
+  add_text(s, "--threads", t.threads, "Threads of a rank; left out: the cores it may use", "N");
+  add_text(s, "--kernels", t.kernels, "Who multiplies matrices: native (default) or onednn", "NAME");
+  s->footer(kSweepExamples);
+  return s;
+}
+
 }  // namespace
 
 void add_train(CLI::App& app, Texts& t) {
@@ -196,6 +225,7 @@ Subcommands add_subcommands(CLI::App& app, Texts& t) {
       ->type_name("");
   add_text(s.report, "--output", t.output, "Where to write it, - for stdout (default: RUNDIR/report.html)", "FILE");
   s.report->footer(kReportExamples);
+  s.sweep = add_sweep(app, t);
   return s;
 }
 

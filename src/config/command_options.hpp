@@ -13,6 +13,9 @@ struct Texts {
   std::string config, threads, ranks, kernels, checkpoint, format, out, prompt, tokens, temperature, top_k, seed;
   std::vector<std::string> overrides;
   std::vector<std::int64_t> token_list;
+  std::vector<std::string> over;
+  std::string steps, repeat;
+  bool halving = false;
   std::string logits, trace, trace_steps, output;
   std::vector<std::string> directories;
   std::string name, file, stages, micro_batches, group, most_held, forward, backward_input, backward_weight, transfer;
@@ -23,7 +26,7 @@ struct Texts {
 };
 
 struct Subcommands {
-  CLI::App *export_, *generate, *eval, *inspect, *schedule, *profile, *plan, *report;
+  CLI::App *export_, *generate, *eval, *inspect, *schedule, *profile, *plan, *report, *sweep;
 };
 
 /// Options of training; they stand before any subcommand.

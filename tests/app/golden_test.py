@@ -27,7 +27,8 @@ def cases(folder):
     tiny = ["--checkpoint", str(folder / "run")]
     return {
         "help": ["--help"], "version": ["--version"], "help_keys": ["--help-keys"],
-        **{f"help_{name}": [name, "--help"] for name in ("export", "generate", "eval", "inspect", "schedule", "report", "profile", "plan")},
+        **{f"help_{name}": [name, "--help"] for name in ("export", "generate", "eval", "inspect", "schedule", "report", "profile",
+                                                           "sweep", "plan")},
         "dry_run_1": [*GPT, "--dry-run", "--ranks", "1"],
         "dry_run_4": [*GPT, "--dry-run", "--ranks", "4", *MESH],
         "dry_run_8": [*GPT, "--dry-run", "--ranks", "8", *MESH],
@@ -73,6 +74,7 @@ def cases(folder):
         "wrong_key": [*GPT, "--set", "training.step=3", "--dry-run"],
         "wrong_mesh": [*GPT, "--dry-run", "--ranks", "6", "--set", "parallel.pipeline=4"],
         "wrong_heads": [*GPT, "--dry-run", "--ranks", "7", "--set", "parallel.tensor=7"],
+        **sweeps(),
         **schedules(folder), **plans(folder),
         "report": ["report", str(folder / "run")], "report_nowhere": ["report", str(folder / "nowhere")],
         "report_empty": ["report", "configs"], "report_nothing": ["report"],
@@ -82,6 +84,22 @@ def cases(folder):
         "no_data": [*GPT, "--set", "data.path=nowhere.txt", "--dry-run"],
         "no_checkpoint": ["inspect", "--checkpoint", str(folder / "nowhere")],
         "no_format": ["export", *tiny, "--out", "x"],
+    }
+
+
+def sweeps():
+    """{file: arguments} of sweeps that cannot begin; those that run are in sweep_test.py."""
+    of = lambda *words: ["sweep", "--config", "configs/gpt_small.json", *words]
+    return {
+        "sweep_no_over": of(), "sweep_no_config": ["sweep", "--over", "parallel.data=1"],
+        "sweep_no_value": of("--over", "parallel.data"), "sweep_empty_value": of("--over", "parallel.data=1,,2"),
+        "sweep_twice": of("--over", "parallel.data=1,2,1"), "sweep_bracket": of("--over", "parallel.partition=[1,2"),
+        "sweep_key_twice": of("--over", "parallel.data=1", "--over", "parallel.data=2"),
+        "sweep_set_too": of("--over", "parallel.data=1", "--set", "parallel.data=2"),
+        "sweep_steps": of("--over", "training.steps=1,2"), "sweep_checkpoint": of("--over", "checkpoint.keep=1,2"),
+        "sweep_wrong_key": of("--over", "parallel.pipelin=1,2"),
+        "sweep_wrong_value": of("--over", "parallel.schedule=1f1b,zbh1"),
+        "sweep_one_step": of("--over", "parallel.data=1", "--steps", "1"),
     }
 
 

@@ -7,6 +7,7 @@
 #include <variant>
 #include <vector>
 
+#include "trainer/config/sweep.hpp"
 #include "trainer/core/error.hpp"
 
 namespace trainer::config {
@@ -70,6 +71,18 @@ struct ScheduleCommand {
   double transfer = 0;  // of a message, in the same unit
   bool timed = false;   // any of these was given
 };
+struct SweepCommand {
+  std::string config_path;
+  std::vector<std::string> overrides;  // --set, in order
+  std::vector<Over> over;
+  std::int64_t steps = 10;  // of each run; the first is not measured
+  std::int64_t repeat = 1;  // runs of each combination, in turns
+  bool halving = false;
+  std::string output;  // directory of sweep.csv and sweep.json; "": none
+  bool overwrite = false;
+  int threads = 0;
+  std::string kernels;
+};
 struct ProfileCommand {
   std::string config_path;
   std::vector<std::string> overrides;
@@ -103,7 +116,7 @@ struct Leave {
 };
 
 using Command = std::variant<TrainCommand, ExportCommand, GenerateCommand, EvalCommand, InspectCommand, ScheduleCommand,
-                             ProfileCommand, PlanCommand, ReportCommand, Leave>;
+                             ProfileCommand, PlanCommand, ReportCommand, SweepCommand, Leave>;
 
 /// Never throws for bad input: that is a Leave with code Usage.
 Command parse_command_line(int argc, const char* const* argv);
