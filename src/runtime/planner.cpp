@@ -7,6 +7,7 @@
 #include <set>
 
 #include "trainer/core/error.hpp"
+#include "trainer/observe/reporters.hpp"
 #include "trainer/optim/optimizer.hpp"
 #include "trainer/runtime/plan_costs.hpp"
 #include "trainer/runtime/recompute.hpp"
@@ -149,7 +150,7 @@ class Planner {
     return false;
   }
   void reject_for_memory(const LayoutSize& size, const std::string& more) {
-    rejections_.add(fmt::format("a rank would need more than the {:.4g} GiB it may take", r_.memory / 0x1p30),
+    rejections_.add(fmt::format("a rank would need more than the {} it may take", observe::human_bytes(r_.memory)),
                     plan::to_string(size) + more);
   }
 
@@ -242,10 +243,9 @@ class Planner {
     if (!seen_.insert(key).second) return;
     layout.memory = peak_memory(plan, r_.threads, r_.data_bytes);
     if (r_.memory > 0 && static_cast<double>(layout.memory) > r_.memory && !recompute(candidate, plan, layout)) {
-      return reject_for_memory(
-          candidate.size,
-          fmt::format(", {} micro-batches, {}: {:.4g} GiB", candidate.size.micro_batches,
-                      config::name_of(candidate.schedule), static_cast<double>(layout.memory) / 0x1p30));
+      return reject_for_memory(candidate.size, fmt::format(", {} micro-batches, {}: {}", candidate.size.micro_batches,
+                                                           config::name_of(candidate.schedule),
+                                                           observe::human_bytes(static_cast<double>(layout.memory))));
     }
     keep(plan, std::move(layout));
   }

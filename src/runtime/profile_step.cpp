@@ -155,7 +155,9 @@ class StepProfiler {
       const double large = hop(ranks, messages, kLarge, peer, 1);
       facts[0] = 1;
       facts[1] = small;
-      facts[2] = static_cast<double>(kLarge - kSmall) / std::max(1e-9, large - small);
+      // A pause in the small one must not make the large one free.
+      constexpr double kFastest = 200e9;
+      facts[2] = static_cast<double>(kLarge - kSmall) / std::max(kLarge / kFastest, large - small);
     }
     ranks.sum(facts);
     return plan::Link{facts[1] / facts[0], facts[2] / facts[0]};

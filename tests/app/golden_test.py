@@ -75,7 +75,7 @@ def cases(folder):
         "wrong_mesh": [*GPT, "--dry-run", "--ranks", "6", "--set", "parallel.pipeline=4"],
         "wrong_heads": [*GPT, "--dry-run", "--ranks", "7", "--set", "parallel.tensor=7"],
         **sweeps(),
-        **schedules(folder),
+        **schedules(folder), **plans(folder),
         "report": ["report", str(folder / "run")], "report_nowhere": ["report", str(folder / "nowhere")],
         "report_empty": ["report", "configs"], "report_nothing": ["report"],
         "wrong_trace_steps": [*GPT, "--trace", "t.json", "--trace-steps", "5:2"],
