@@ -54,8 +54,7 @@ std::string precision_note(const config::Config& config) {
 Expectation expectation(const PreparedRun& run, double peak_flops) {
   const auto threads = static_cast<std::int64_t>(run.node.threads);
   const auto all_threads = static_cast<double>(run.plan.mesh.size() * threads);
-  const plan::CostModel costs =
-      run.costs ? *run.costs : plan::estimated_costs(peak_flops / all_threads, threads);
+  const plan::CostModel costs = run.costs ? *run.costs : plan::estimated_costs(peak_flops / all_threads, threads);
   const runtime::Prediction prediction = runtime::predict(run.plan, costs);
   return {prediction.step_seconds, prediction.pass_seconds, prediction.bubble,
           run.costs ? run.plan.config.parallel.profile : "an estimate (no parallel.profile)"};
