@@ -34,7 +34,8 @@ const char* name_of(State state) {
 std::vector<std::string> short_keys(const std::vector<SweepRow>& rows) {
   std::vector<std::string> keys;
   const auto last = [](const std::string& key) { return key.substr(key.find_last_of('.') + 1); };
-  for (const auto& [key, value] : rows.front().combination) {
+  for (const auto& choice : rows.front().combination) {
+    const std::string& key = choice.first;
     const auto alike = std::count_if(rows.front().combination.begin(), rows.front().combination.end(),
                                      [&](const auto& other) { return last(other.first) == last(key); });
     keys.push_back(alike > 1 ? key : last(key));
