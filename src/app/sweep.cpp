@@ -251,11 +251,12 @@ class Sweep {
     if (result.code == ExitCode::Interrupted) candidate.row.state = State::Interrupted;
     if (seconds.size() < 2) return;
     candidate.seconds.insert(candidate.seconds.end(), seconds.begin() + 1, seconds.end());
-    fill_row(candidate, run, result);
+    fill_row(candidate, run, result, costs_of(run, options.peak_flops));
     if (unknown[0] > 0) candidate.row.peak_memory.reset();
   }
 
-  static void fill_row(Candidate& candidate, const PreparedRun& run, const runtime::TrainResult& result) {
+  static void fill_row(Candidate& candidate, const PreparedRun& run, const runtime::TrainResult& result,
+                       const plan::CostModel& costs) {
     SweepRow& row = candidate.row;
     const config::Config& config = run.plan.config;
     row.steps = static_cast<std::int64_t>(candidate.seconds.size());
@@ -265,7 +266,8 @@ class Sweep {
     if (kind.tokens) row.tokens_per_second = *row.samples_per_second * static_cast<double>(kind.positions);
     row.bubble = bubble_of(run.plan, result);
     row.loss = result.loss;
-    if (run.costs) row.predicted_step_seconds = runtime::predict(run.plan, *run.costs).step_seconds;
+    row.predicted_step_seconds = runtime::predict(run.plan, costs).step_seconds;
+    row.estimated = !run.costs;
     const auto most = std::max_element(result.memory.begin(), result.memory.end(),
                                        [](const auto& a, const auto& b) { return a.measured < b.measured; });
     if (most == result.memory.end()) return;
@@ -318,35 +320,37 @@ class Sweep {
     return text;
   }
 
-  void write_files() const {
-    if (command_.output.empty()) return;
+  // Whether they are whole: a sweep goes on without, and says so at its end.
+  bool write_files() const {
+    if (command_.output.empty()) return true;
     const std::vector<SweepRow> all = rows();
-    storage::FileSystem& files = storage::real_file_system();
     try {
       for (const auto& [name, text] : {std::pair{"sweep.csv", observe::sweep_csv(all)},
                                        std::pair{"sweep.json", observe::sweep_json(all, best_command(all))}}) {
-        const std::string path = fmt::format("{}/{}", command_.output, name);
-        files.write_text(path + ".partial", text);
-        files.rename(path + ".partial", path);
+        write_whole(fmt::format("{}/{}", command_.output, name), text);
       }
     } catch (const Error& error) {
       note(fmt::format("warning: {}\n", error.what()));
+      return false;
     }
+    return true;
   }
 
   ExitCode finish() {
     const std::vector<SweepRow> all = rows();
-    double found[1] = {observe::fastest(all) ? 1.0 : 0.0};
-    world_.max(found);
+    double facts[2] = {observe::fastest(all) ? 1.0 : 0.0, 0};
+    if (world_.rank() == 0) facts[1] = write_files() ? 0 : 1;
+    world_.max(facts);
+    const bool found = facts[0] > 0;
     if (world_.rank() == 0) {
-      write_files();
       std::string text = observe::sweep_table(all);
-      if (found[0] > 0) text += fmt::format("fastest:\n  {}\n", best_command(all));
+      if (found) text += fmt::format("fastest:\n  {}\n", best_command(all));
       print(text);
       if (stopped_) say("stopped on request; what had been measured is above");
     }
     if (stopped_) return ExitCode::Interrupted;
-    return found[0] > 0 ? ExitCode::Done : static_cast<ExitCode>(candidates_.front().row.exit_code);
+    if (facts[1] > 0) return ExitCode::Storage;
+    return found ? ExitCode::Done : static_cast<ExitCode>(candidates_.front().row.exit_code);
   }
 
   comm::Communicator& world_;

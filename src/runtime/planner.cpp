@@ -203,9 +203,6 @@ class Planner {
     config.parallel.chunks = candidate.chunks;
     config.parallel.partition = candidate.cut;
     config.parallel.partition_units.clear();
-    const bool by_profile =
-        candidate.cut == config::PartitionRule::Profile || candidate.schedule == config::ScheduleName::Automatic;
-    if (!by_profile) config.parallel.profile.clear();
     config.training.recompute = candidate.recompute;
     config.training.recompute_layers.clear();
     if (candidate.recompute == config::Recompute::Auto) {
