@@ -77,10 +77,9 @@ void refuse_unknown(const CLI::App& app, const CLI::App& main) {
     throw Misuse{"", fmt::format("unexpected word \"{0}\"; a configuration is given as --config {0}", word)};
   }
   throw Misuse{
-      "",
-      fmt::format("unknown subcommand \"{}\"; there are export, generate, eval, inspect, schedule, profile, plan, "
-                  "report and sweep",
-                  word)};
+      "", fmt::format("unknown subcommand \"{}\"; there are export, generate, eval, inspect, schedule, profile, plan, "
+                      "report and sweep",
+                      word)};
 }
 
 void require(const CLI::App& app, const char* option, const std::string& text, const char* example) {
