@@ -107,27 +107,42 @@ class Sweep {
     candidate.row.exit_code = static_cast<int>(error.code());
   }
 
-  // A combination that the configuration refuses is a row; a value that no combination can have is a mistake.
+  std::vector<std::string> overrides_of(const config::Combination& combination) const {
+    std::vector<std::string> overrides = command_.overrides;
+    for (const auto& more : {config::as_overrides(combination), config::sweep_overrides(command_.steps)}) {
+      overrides.insert(overrides.end(), more.begin(), more.end());
+    }
+    return overrides;
+  }
+
+  // A combination that the configuration refuses is a row; a value that is wrong by itself is a mistake, and so is a
+  // configuration that refuses all of them.
   void make_candidates(const std::string& text) {
     for (const config::Combination& combination : config::combinations(command_.over, command_.overrides)) {
       Candidate& candidate = candidates_.emplace_back();
       candidate.row.combination = combination;
-      std::vector<std::string> overrides = command_.overrides;
-      for (const auto& more : {config::as_overrides(combination), config::sweep_overrides(command_.steps)}) {
-        overrides.insert(overrides.end(), more.begin(), more.end());
-      }
       try {
-        candidate.config = config::parse(text, command_.config_path, overrides);
+        candidate.config = config::parse(text, command_.config_path, overrides_of(combination));
       } catch (const Error& error) {
         fail(candidate, error);
       }
     }
     for (const config::Over& over : command_.over) {
-      for (const std::string& value : over.values) refuse_hopeless({over.key, value});
+      for (const std::string& value : over.values) refuse_hopeless(text, {over.key, value});
     }
+    if (alive() == 0) throw Error(ExitCode::Usage, as_over(candidates_.front().row));
   }
 
-  void refuse_hopeless(const std::pair<std::string, std::string>& setting) const {
+  // The row's reason, in the words of this command line.
+  static std::string as_over(const SweepRow& row) {
+    std::string reason = row.reason;
+    for (const auto& [key, value] : row.combination) {
+      if (reason.rfind(fmt::format("--set {}=", key), 0) == 0) reason.replace(0, 5, "--over");
+    }
+    return reason;
+  }
+
+  void refuse_hopeless(const std::string& text, const std::pair<std::string, std::string>& setting) const {
     const Candidate* first = nullptr;
     for (const Candidate& candidate : candidates_) {
       const auto& combination = candidate.row.combination;
@@ -135,10 +150,11 @@ class Sweep {
       if (candidate.row.state != State::Failed) return;
       if (first == nullptr) first = &candidate;
     }
-    std::string reason = first->row.reason;
-    const std::string set = fmt::format("--set {}=", setting.first);
-    if (reason.rfind(set, 0) == 0) reason.replace(0, 5, "--over");
-    throw Error(ExitCode::Usage, reason);
+    try {
+      config::check_keys(text, command_.config_path, overrides_of(first->row.combination));
+    } catch (const Error&) {
+      throw Error(ExitCode::Usage, as_over(first->row));
+    }
   }
 
   void read_schedule(Candidate& candidate) {

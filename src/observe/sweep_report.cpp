@@ -117,7 +117,11 @@ std::string sweep_table(const std::vector<SweepRow>& rows) {
     line.push_back(cell(row.loss, 1, "{:.5g}"));
     line.push_back(cell(row.predicted_step_seconds, 1e3, "{:.2f}"));
     line.push_back(best == i ? "fastest" : row.state == State::Done ? "" : name_of(row.state));
-    if (row.state == State::Failed) reasons += fmt::format("{}: {}\n", shown(row), row.reason);
+    if (row.state != State::Failed) continue;
+    const auto same = [&](const SweepRow& other) { return other.state == State::Failed && other.reason == row.reason; };
+    if (std::any_of(rows.begin(), rows.begin() + static_cast<std::ptrdiff_t>(i), same)) continue;
+    const auto more = std::count_if(rows.begin(), rows.end(), same) - 1;
+    reasons += fmt::format("{}{}: {}\n", shown(row), more > 0 ? fmt::format(" and {} more", more) : "", row.reason);
   }
   const bool estimated = std::any_of(rows.begin(), rows.end(), [](const SweepRow& row) { return row.estimated; });
   return format_table(header, cells) +

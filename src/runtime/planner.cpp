@@ -146,7 +146,7 @@ class Planner {
     for (const model::Unit& piece : graph_.pieces) least += costs_of(size).boundary_bytes(piece.node_begin);
     least /= static_cast<double>(size.pipeline);
     if (least <= r_.memory) return true;
-    reject_for_memory(size, "");
+    reject_for_memory(size, fmt::format(": at least {}", observe::human_bytes(least)));
     return false;
   }
   void reject_for_memory(const LayoutSize& size, const std::string& more) {
