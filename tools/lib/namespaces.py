@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import subprocess
+import traceback
 from pathlib import Path
 
 MOUNT, UTS, IPC, USER, PID, NET, TIME = 0x20000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000, 0x80
@@ -108,11 +109,12 @@ class Host:
             self._become_host(number, write)
         os.close(write)
         with os.fdopen(read) as pipe:
-            lines = pipe.read().split("\n")
+            lines = pipe.read().split("\n")  # in any order: the two processes write at the same time
         os.waitpid(child, 0)
-        if "ready" not in lines:
-            raise OSError(0, f"making {self.name}: {lines[-1] or lines[0]}")
-        return int(lines[0])
+        numbers = [line for line in lines if line.isdecimal()]
+        if "ready" not in lines or not numbers:
+            raise OSError(0, f"making {self.name}: {' '.join(line for line in lines if not line.isdecimal()).strip()}")
+        return int(numbers[0])
 
     def _become_host(self, number, write):
         try:
@@ -130,7 +132,7 @@ class Host:
             system("sethostname", self.name.encode(), len(self.name))
             os.write(write, b"ready\n")
         except OSError as error:
-            os.write(write, error.strerror.encode())
+            os.write(write, f"{error.strerror}\n".encode())
             os._exit(1)
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # what is orphaned here is reaped at once
         for stream in (0, 1, 2, write):
@@ -191,6 +193,8 @@ def first_process_of_world(work):
             libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
             os.setsid()  # a Ctrl-C comes once, through the parent
             code = work()
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(code)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
