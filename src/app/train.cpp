@@ -190,8 +190,9 @@ ExitCode train(Context& context, const config::TrainCommand& command) {
     return observers;
   };
   if (world.rank() == 0) {
-    note(fmt::format("{}{} thread{} a rank{}\n", summary(plan), node.threads, node.threads == 1 ? "" : "s",
-                     precision_note(plan.config)));
+    const int nodes = 1 + *std::max_element(plan.node_of_rank.begin(), plan.node_of_rank.end());
+    note(fmt::format("{}{} thread{} a rank{}{}\n", summary(plan), node.threads, node.threads == 1 ? "" : "s",
+                     nodes > 1 ? fmt::format(" on {} nodes", nodes) : "", precision_note(plan.config)));
   }
   const runtime::TrainResult result = runtime::train(world, plan, *data, storage::real_file_system(), options);
   if (world.rank() == 0) {
