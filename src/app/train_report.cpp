@@ -252,6 +252,10 @@ void report(const runtime::RunPlan& plan, const runtime::TrainResult& result, co
   print(fmt::format("{}\n\n{}\nms of a step{}:\n{}\n{}", text, memory_table(plan, result),
                     steps > 1 ? fmt::format(", mean of {} (all but the first)", steps - 1) : "",
                     time_table(plan, result), promise_table(held)));
+  if (plan.config.training.optimistic_step) {
+    print(fmt::format("optimistic updates: {} of {} steps, {} taken back\n", result.optimistic_updates, steps,
+                      result.updates_taken_back));
+  }
   if (!result.checkpoint.empty()) print(fmt::format("checkpoint: {}\n", result.checkpoint));
   write_summary(plan, result, held, simulated);
 }

@@ -156,10 +156,14 @@ const Names<ScheduleName> kSchedules = {{"gpipe", ScheduleName::GPipe},
                                         {"auto", ScheduleName::Automatic},
                                         {"file", ScheduleName::File}};
 
+const Names<PartitionRule> kPartitions = {{"uniform", PartitionRule::Uniform},
+                                          {"parameters", PartitionRule::Parameters},
+                                          {"flops", PartitionRule::Flops},
+                                          {"profile", PartitionRule::Profile}};
+
 Key<Parallel> partition_key(const char* help) {
-  const Names<PartitionRule> names = {
-      {"uniform", PartitionRule::Uniform}, {"parameters", PartitionRule::Parameters}, {"flops", PartitionRule::Flops}};
-  Rule rule{.kind = Kind::Partition, .least = 1, .most = kMostParts, .choices = words(names), .later = {"profile"}};
+  const Names<PartitionRule>& names = kPartitions;
+  Rule rule{.kind = Kind::Partition, .least = 1, .most = kMostParts, .choices = words(names)};
   return bind<Parallel>(
       "partition", std::move(rule), help, "",
       [names](Parallel& p, const Value& v) {
@@ -360,7 +364,8 @@ void add_the_rest(Schema& s) {
        key("most_held", &P::most_held, 0, kMostParts,
            "(stage, micro-batch) pairs that the schedule may have a rank hold: auto keeps to it; 0: any"),
        key("schedule_file", &P::schedule_file, "CSV of schedule file, as trainer schedule prints it"),
-       partition_key("what stages balance, or the units of each stage"),
+       partition_key("what stages balance, or the units of each stage; profile: measured times"),
+       key("profile", &P::profile, "file of `trainer profile`, for partition \"profile\"; \"\": none"),
        memory_key("that no rank may be predicted to need; 0: what the node has")}};
   s.checkpoint = {"checkpoint",
                   "",
@@ -453,12 +458,11 @@ const char* name_of(ScheduleName schedule) {
   internal_error("a schedule without a name");
 }
 
-std::int64_t stages_a_rank(const Parallel& parallel) {
-  if (parallel.schedule == ScheduleName::File) return parallel.chunks;
-  if (parallel.chunks > 0) return parallel.chunks;
-  const bool two = parallel.schedule == ScheduleName::Interleaved || parallel.schedule == ScheduleName::ZeroBubbleV ||
-                   parallel.schedule == ScheduleName::DualPipeV;
-  return two ? 2 : 1;
+const char* name_of(PartitionRule rule) {
+  for (const auto& [word, value] : kPartitions) {
+    if (value == rule) return word;
+  }
+  return "list";
 }
 
 std::string expectation(const Rule& rule) {

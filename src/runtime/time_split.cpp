@@ -166,7 +166,7 @@ void StepTimes::after_step() {
   }
 }
 
-std::vector<RankTimes> StepTimes::gather_step() { return gather(difference(now_, before_)); }
+void StepTimes::begin_gather_step() { begin_gather(difference(now_, before_)); }
 
 std::vector<RankTimes> StepTimes::gather_run() {
   RankTimes all = now_;
@@ -176,10 +176,11 @@ std::vector<RankTimes> StepTimes::gather_run() {
   for (const Activity activity : {Activity::Evaluation, Activity::Checkpoint}) {
     all.activities[static_cast<std::size_t>(activity)] = whole[static_cast<std::size_t>(activity)];
   }
-  return gather(all);
+  begin_gather(all);
+  return end_gather();
 }
 
-std::vector<RankTimes> StepTimes::gather(const RankTimes& mine) {
+void StepTimes::begin_gather(const RankTimes& mine) {
   // Nanoseconds fit a double to the last one for 100 days.
   double* to = numbers_.data();
   for (const std::int64_t nanoseconds : mine.activities) *to++ = static_cast<double>(nanoseconds);
@@ -192,13 +193,16 @@ std::vector<RankTimes> StepTimes::gather(const RankTimes& mine) {
     }
   }
   for (const auto& transfer : transfers_) transfer->start();
+}
+
+std::vector<RankTimes> StepTimes::end_gather() {
   for (const auto& transfer : transfers_) comm::wait(*transfer, {"the times of a step", -1, -1});
   std::vector<RankTimes> all;
   if (world_.rank() != 0) return all;
   for (std::int64_t r = 0; r < world_.size(); ++r) {
     const double* from = numbers_.data() + static_cast<std::size_t>(r) * width_;
     RankTimes times;
-    times.stages.resize(mine.stages.size());
+    times.stages.resize(plan_.training.rank_of_stage.size());
     for (std::int64_t& nanoseconds : times.activities) nanoseconds = static_cast<std::int64_t>(*from++);
     times.pass = static_cast<std::int64_t>(*from++);
     times.steps = static_cast<std::int64_t>(*from++);

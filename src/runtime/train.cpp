@@ -119,9 +119,16 @@ class Run {
     const std::int64_t after = options_.allocations ? options_.allocations() : 0;
     times_.after_step();
     const double seconds = 1e-9 * static_cast<double>(log_.step_nanoseconds());
-    Spent spent{.seconds = seconds, .allocations = after - before, .splits = {}};
-    if (is_logged(step, total_, plan_.config.logging.every_steps)) {
-      spent.splits = split_ranks(plan_, times_.gather_step());
+    if (open_.gathers) open_.splits = split_ranks(plan_, times_.end_gather());
+    const bool made = !done.before || !done.before->stop;
+    Spent spent{.seconds = seconds,
+                .allocations = after - before,
+                .gathers = made && is_logged(step, total_, plan_.config.logging.every_steps),
+                .splits = {}};
+    if (spent.gathers) times_.begin_gather_step();
+    if (done.now && spent.gathers) {
+      spent.splits = split_ranks(plan_, times_.end_gather());
+      spent.gathers = false;
     }
     result_.seconds += seconds;
     bool stop = false;
@@ -135,6 +142,7 @@ class Run {
   struct Spent {
     double seconds = 0;
     std::int64_t allocations = 0;
+    bool gathers = false;  // the ranks' times are on their way
     std::vector<TimeSplit> splits;
   };
 
@@ -172,7 +180,7 @@ class Run {
 
   // False when a stop was asked for before the end.
   bool evaluate(std::int64_t step, Clock::time_point started) {
-    if (worker_.split().held_out == 0) return true;
+    if (!options_.evaluate || worker_.split().held_out == 0) return true;
     const auto begin = Clock::now();
     std::optional<EvaluationReport> whole;
     {
@@ -208,6 +216,8 @@ class Run {
       result_.memory.push_back({of[0], of[1], of[2], of[3]});
     }
     gather_times(clock);
+    result_.optimistic_updates = worker_.optimism().updates;
+    result_.updates_taken_back = worker_.optimism().taken_back;
     result_.checkpoint = saver_.last_path();
     if (saver_.failed()) {
       result_.code = ExitCode::Storage;

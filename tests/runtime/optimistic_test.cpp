@@ -281,3 +281,78 @@ TEST_CASE("a loss that is not finite stops both ways at the same step, with the 
     CHECK(told.optimism.taken_back == 1);
   }
 }
+
+namespace {
+
+// Raises a flag, as a signal would, when rank 0 hears of a step.
+class StopAt final : public Observer {
+ public:
+  StopAt(std::vector<double>& losses, std::int64_t step, std::atomic<bool>& stop)
+      : losses_(losses), step_(step), stop_(stop) {}
+  void step(const StepReport& report) override {
+    CHECK(report.step == static_cast<std::int64_t>(losses_.size()) + 1);
+    losses_.push_back(report.loss);
+    if (report.step == step_) stop_ = true;
+  }
+
+ private:
+  std::vector<double>& losses_;
+  const std::int64_t step_;
+  std::atomic<bool>& stop_;
+};
+
+}  // namespace
+
+TEST_CASE("an interrupted run that goes on gives the bits of a plain one that was never interrupted") {
+  comm::set_wait_policy({.yield = true, .hang_seconds = 60, .progress = {}});
+  for (const test::Case& c : cases()) {
+    CAPTURE(c.name());
+    const auto train = [&](const std::string& more, const std::string& directory, std::int64_t stop_at, bool resume,
+                           std::vector<double>& losses) {
+      const test::Case whole = with(c, "training.gradient_clip=0.7;checkpoint.every_steps=6;checkpoint.keep=9" + more);
+      const auto config = config::parse(test::model_json(c.model), "test", test::overrides(whole, directory));
+      const runtime::RunPlan plan = runtime::make_plan(config, c.ranks());
+      const auto data =
+          storage::load_dataset(plan.config.data, runtime::model_input(plan.graph), plan.config.training.seed);
+      std::atomic<bool> stop{false};
+      std::int64_t last = 0;
+      comm::run_in_process(static_cast<int>(c.ranks()), [&](comm::Communicator& world) {
+        runtime::TrainOptions options;
+        options.overwrite = !resume;
+        options.resume = resume;
+        options.threads = 1;
+        options.spin = false;
+        options.stop = &stop;
+        options.observers = [&](std::int64_t, std::int64_t) { return std::make_unique<StopAt>(losses, stop_at, stop); };
+        const auto result = runtime::train(world, plan, *data, storage::real_file_system(), options);
+        if (world.rank() != 0) return;
+        last = result.last_step;
+        CHECK((result.optimistic_updates > 0) == !more.empty());
+      });
+      return last;
+    };
+    const std::string directory =
+        (std::filesystem::temp_directory_path() / ("trainer-optimistic-" + std::to_string(getpid()))).string();
+    std::vector<double> plain_losses, losses;
+    train("", directory + "-plain", 0, false, plain_losses);
+    const std::int64_t last = train(";" + kOptimistic, directory, 8, false, losses);
+    CHECK(last > 8);  // the next step was asked to stop
+    CHECK(last < 12);
+    CHECK(losses.size() == static_cast<std::size_t>(last));
+    CHECK(train(";" + kOptimistic, directory, 0, true, losses) == 20);
+    CHECK(losses == plain_losses);
+    std::vector<std::string> passed_over;
+    const auto expected = storage::find_checkpoint(storage::real_file_system(), directory + "-plain", passed_over);
+    const auto found = storage::find_checkpoint(storage::real_file_system(), directory, passed_over);
+    CHECK(passed_over.empty());
+    for (const storage::TensorEntry& tensor : expected->tensors()) {
+      CAPTURE(tensor.name);
+      std::vector<float> a(static_cast<std::size_t>(tensor.shape.elements())), b(a.size());
+      expected->read(tensor.name, whole(tensor.shape), a.data());
+      found->read(tensor.name, whole(tensor.shape), b.data());
+      CHECK(a == b);
+    }
+    std::filesystem::remove_all(directory);
+    std::filesystem::remove_all(directory + "-plain");
+  }
+}

@@ -111,7 +111,7 @@ def same_bits(arguments, folder):
 
 
 def check_trace(path):
-    """Arrows of messages do not go back in time by more than the clocks' stated error; hosts' clocks are 1000 s apart."""
+    """Arrows do not go back in time by more than the clocks' stated error (of each end); clocks are 1000 s apart."""
     trace = json.loads(path.read_text())
     error = trace["otherData"]["clock error ns"] / 1000
     if not 0 < error < 50_000:

@@ -57,15 +57,17 @@ class StepTimes {
   void before_step();
   void after_step();
 
-  /// Collective: the step behind us. [world rank] on rank 0, empty elsewhere.
-  std::vector<RankTimes> gather_step();
+  /// Collective, in two parts so that nobody need wait in between: the step that is behind us at the first.
+  /// [world rank] on rank 0, empty elsewhere.
+  void begin_gather_step();
+  std::vector<RankTimes> end_gather();
   /// Collective: all steps but the first of the run (that one where there is no other), and everything that lay
   /// between steps. [world rank] on rank 0, empty elsewhere.
   std::vector<RankTimes> gather_run();
 
  private:
   void read(RankTimes& times) const;
-  std::vector<RankTimes> gather(const RankTimes& mine);
+  void begin_gather(const RankTimes& mine);
 
   comm::Communicator& world_;
   const RunPlan& plan_;

@@ -23,6 +23,7 @@ namespace trainer::runtime {
 struct TrainOptions {
   bool resume = false;
   bool overwrite = false;
+  bool evaluate = true;  // on held-out samples, where there are any
   int threads = 1;
   bool spin = true;                           // idle threads may spin: there is a core for each
   double peak_flops = 0;                      // of all cores in use; 0: not measured
@@ -62,7 +63,8 @@ struct TrainResult {
   std::vector<TimeSplit> splits;   // [rank], on rank 0: means of the steps but the first (unless it is the only one)
   observe::Timeline timeline;      // on rank 0
   std::vector<RankPass> passes;    // [rank], on rank 0; empty after a single step
-  std::string message;             // why the run ended other than Done
+  std::int64_t optimistic_updates = 0, updates_taken_back = 0;
+  std::string message;  // why the run ended other than Done
 };
 
 /// Collective over `world` (plan.mesh.size() ranks). Throws Error, the same on every rank, for what ends the run early.
