@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <optional>
 
@@ -104,8 +105,9 @@ ExitCode train(Context& context, const config::TrainCommand& command) {
     }
   }
   if (world.rank() == 0) {
-    note(fmt::format("{}{} thread{} a rank{}\n", summary(plan), run.node.threads, run.node.threads == 1 ? "" : "s",
-                     precision_note(plan.config)));
+    const int nodes = 1 + *std::max_element(plan.node_of_rank.begin(), plan.node_of_rank.end());
+    note(fmt::format("{}{} thread{} a rank{}{}\n", summary(plan), run.node.threads, run.node.threads == 1 ? "" : "s",
+                     nodes > 1 ? fmt::format(" on {} nodes", nodes) : "", precision_note(plan.config)));
   }
   const runtime::TrainResult result = runtime::train(world, plan, *run.data, storage::real_file_system(), options);
   if (world.rank() == 0) {
