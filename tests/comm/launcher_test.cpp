@@ -6,6 +6,7 @@
 
 #include "trainer/comm/mpi.hpp"
 
+using trainer::comm::finalize_can_hang;
 using trainer::comm::wrong_launcher_message;
 
 namespace {
