@@ -14,6 +14,7 @@
 #include "trainer/observe/reporters.hpp"
 #include "trainer/ops/matmul.hpp"
 #include "trainer/runtime/agreement.hpp"
+#include "trainer/runtime/compression_plan.hpp"
 #include "trainer/runtime/recompute.hpp"
 #include "trainer/runtime/train.hpp"
 #include "trainer/runtime/worker.hpp"
@@ -156,6 +157,7 @@ ExitCode train(Context& context, const config::TrainCommand& command) {
   runtime::agree(world, [&] {
     require_precision(command, config);
     plan = runtime::make_plan(config, ranks);
+    runtime::require_compression(plan);
     data = storage::load_dataset(plan.config.data, runtime::model_input(plan.graph), plan.config.training.seed);
     runtime::check_samples(plan, *data);
     trace = trace_window(command, runtime::total_steps(plan.config.training, runtime::training_samples(plan, *data)));

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <optional>
 
+#include "compression_keys.hpp"
 #include "other_keys.hpp"
 #include "trainer/core/error.hpp"
 
@@ -362,6 +363,7 @@ void add_the_rest(Schema& s) {
        key("schedule_file", &P::schedule_file, "CSV of schedule file, as trainer schedule prints it"),
        partition_key("what stages balance, or the units of each stage"),
        memory_key("that no rank may be predicted to need; 0: what the node has")}};
+  for (Key<P>& each : compression_keys()) s.parallel.keys.push_back(std::move(each));
   s.checkpoint = {"checkpoint",
                   "",
                   {key("directory", &Checkpoint::directory, "where checkpoints go; \"\": none are written"),

@@ -79,13 +79,13 @@ void random_k(std::uint64_t seed, std::string_view name, std::int64_t step, std:
 }
 
 void gather(std::span<const float> values, std::span<const std::uint32_t> indices, float scale, std::span<float> to) {
+  for (std::size_t j = 0; j < indices.size(); ++j) to[j] = scale * values[indices[j]];
+}
+
+void spread_non_finite(std::span<const float> values, std::span<float> to) {
   std::uint32_t largest = 0;
   for (const float value : values) largest = std::max(largest, magnitude(value));
-  if (largest >= kInfinityBits) {
-    std::fill(to.begin(), to.end(), kNaN);
-    return;
-  }
-  for (std::size_t j = 0; j < indices.size(); ++j) to[j] = scale * values[indices[j]];
+  if (largest >= kInfinityBits) std::fill(to.begin(), to.end(), kNaN);
 }
 
 void scatter(std::span<const std::uint32_t> indices, std::span<const float> values, bool accumulate,

@@ -159,6 +159,8 @@ TEST_CASE("a value that is not finite is in what is sent, wherever it is") {
     values[777] = bad;
     std::vector<float> kept(1), out(1000);
     gather(values, Indices{5}, 2.0f, kept);
+    CHECK(kept[0] == 2 * values[5]);
+    spread_non_finite(values, kept);
     CHECK(std::isnan(kept[0]));
     std::vector<std::byte> wire(sign_bytes(1000));
     encode_signs(values, wire);

@@ -34,9 +34,11 @@ void top_k(std::span<const float> values, std::span<std::uint32_t> indices);
 void random_k(std::uint64_t seed, std::string_view name, std::int64_t step, std::int64_t count,
               std::span<std::uint32_t> indices);
 
-/// to[j] = scale · values[indices[j]]. Where an element of `values` that is not taken is not finite, all of `to` are
-/// NaN.
+/// to[j] = scale · values[indices[j]].
 void gather(std::span<const float> values, std::span<const std::uint32_t> indices, float scale, std::span<float> to);
+
+/// All of `to` become NaN where any of `values` is not finite: for random-k, which may not have taken it.
+void spread_non_finite(std::span<const float> values, std::span<float> to);
 
 /// to[indices[j]] = values[j], or += ; other elements stay. Throws Error(Internal) where an index is outside.
 void scatter(std::span<const std::uint32_t> indices, std::span<const float> values, bool accumulate,
