@@ -16,6 +16,7 @@
 #include "trainer/comm/topology.hpp"
 #include "trainer/ops/matmul.hpp"
 #include "trainer/runtime/agreement.hpp"
+#include "trainer/storage/file_system.hpp"
 
 namespace trainer::app {
 
@@ -33,13 +34,23 @@ ExitCode run_alone(const config::Command& command) {
   if (const auto* c = std::get_if<config::ExportCommand>(&command)) return export_weights(*c);
   if (const auto* c = std::get_if<config::GenerateCommand>(&command)) return generate(*c);
   if (const auto* c = std::get_if<config::ScheduleCommand>(&command)) return print_schedule(*c);
+  if (const auto* c = std::get_if<config::PlanCommand>(&command)) return plan_layouts(*c);
   if (const auto* c = std::get_if<config::ReportCommand>(&command)) return report(*c);
   return inspect(std::get<config::InspectCommand>(command));
 }
 
+ExitCode run_on_all(Context& context, const config::Command& command) {
+  if (const auto* c = std::get_if<config::TrainCommand>(&command)) return train(context, *c);
+  if (const auto* c = std::get_if<config::SweepCommand>(&command)) return sweep(context, *c);
+  if (const auto* c = std::get_if<config::ProfileCommand>(&command)) return profile(context, *c);
+  return evaluate(context, std::get<config::EvalCommand>(command));
+}
+
 bool uses_mpi(const config::Command& command) {
   const auto* train = std::get_if<config::TrainCommand>(&command);
-  return train != nullptr || std::holds_alternative<config::EvalCommand>(command);
+  return train != nullptr || std::holds_alternative<config::EvalCommand>(command) ||
+         std::holds_alternative<config::SweepCommand>(command) ||
+         std::holds_alternative<config::ProfileCommand>(command);
 }
 
 // The code of an error, after saying it: rank 0 speaks for all where all have it; a rank with one of its own speaks
@@ -67,11 +78,8 @@ int run_with_mpi(int argc, char** argv, const config::Command& command) {
       if (comm::launched_rank() > 0) return static_cast<int>(ExitCode::Usage);  // the first one says it
       throw Error(ExitCode::Usage, *message);
     }
-    Context context{mpi, *world, comm::peak_resident_bytes()};
-    const auto* train_command = std::get_if<config::TrainCommand>(&command);
-    const ExitCode code = train_command != nullptr ? train(context, *train_command)
-                                                   : evaluate(context, std::get<config::EvalCommand>(command));
-    return static_cast<int>(code);
+    Context context{mpi, *world, comm::peak_resident_bytes(), argv[0]};
+    return static_cast<int>(run_on_all(context, command));
   } catch (const runtime::AgreedError& error) {
     return end_with(mpi, *world, error.code(), error.what(), true);
   } catch (const Error& error) {
@@ -122,8 +130,8 @@ void install_signal_handlers() {
   std::signal(SIGPIPE, SIG_IGN);  // a reader that goes does not take the run with it
 }
 
-std::string read_config(const std::string& path) {
-  constexpr std::size_t kMost = std::size_t{16} << 20;  // config::parse refuses less; this ends reading /dev/zero
+std::string read_file(const std::string& path, const char* hint) {
+  constexpr std::size_t kMost = std::size_t{64} << 20;  // who parses refuses less; this ends reading /dev/zero
   std::ifstream file(path, std::ios::binary);
   std::string text;
   char chunk[1 << 16];
@@ -131,9 +139,18 @@ std::string read_config(const std::string& path) {
     text.append(chunk, static_cast<std::size_t>(file.gcount()));
   }
   if (!file.is_open() || file.bad()) {
-    throw Error(ExitCode::Usage, fmt::format("{}: cannot be read; --config takes the path of a JSON file", path));
+    throw Error(ExitCode::Usage, fmt::format("{}: cannot be read; {}", path, hint));
   }
   return text;
+}
+
+std::string read_config(const std::string& path) { return read_file(path, "--config takes the path of a JSON file"); }
+
+void write_whole(const std::string& path, const std::string& text) {
+  storage::FileSystem& files = storage::real_file_system();
+  const std::string partial = path + ".partial";
+  files.write_text(partial, text);
+  files.rename(partial, path);
 }
 
 std::string version_text() {

@@ -18,17 +18,21 @@ namespace trainer::app {
 struct Context {
   comm::MpiSession& mpi;
   comm::Communicator& world;
-  std::int64_t base_memory = 0;  // VmHWM after MPI had started, bytes
+  std::int64_t base_memory = 0;     // VmHWM after MPI had started, bytes
+  std::string program = "trainer";  // as it was called
 };
 
 ExitCode train(Context& context, const config::TrainCommand& command);
+ExitCode sweep(Context& context, const config::SweepCommand& command);
 ExitCode evaluate(Context& context, const config::EvalCommand& command);
+ExitCode profile(Context& context, const config::ProfileCommand& command);
 
 // These run on one rank and need no MPI.
 ExitCode export_weights(const config::ExportCommand& command);
 ExitCode generate(const config::GenerateCommand& command);
 ExitCode inspect(const config::InspectCommand& command);
 ExitCode print_schedule(const config::ScheduleCommand& command);
+ExitCode plan_layouts(const config::PlanCommand& command);
 ExitCode report(const config::ReportCommand& command);
 
 /// stdout that cannot be written. Only the rank that prints meets it, when the others have nothing left to do.
@@ -50,6 +54,10 @@ std::unique_ptr<storage::CheckpointReader> open_checkpoint(const std::string& pa
 /// Contents of a configuration file. Throws Error(Usage) when it cannot be read.
 std::string read_config(const std::string& path);
 
+/// The contents of a file of at most 64 MiB. Throws Error(Usage) when it cannot be read, ending with `hint`.
+std::string read_file(const std::string& path, const char* hint);
+/// Makes `path` hold `text`, whole or not at all. Throws Error(Storage).
+void write_whole(const std::string& path, const std::string& text);
 /// Contents of a file with a schedule. Throws Error(Usage) when it cannot be read.
 std::string read_schedule_file(const std::string& path);
 

@@ -2,6 +2,7 @@
 #include "trainer/comm/topology.hpp"
 
 #include <fmt/format.h>
+#include <malloc.h>
 #include <sched.h>
 
 #include <algorithm>
@@ -210,6 +211,16 @@ long long peak_resident_bytes() {
     if (line.rfind("VmHWM:", 0) == 0 && std::istringstream(line.substr(6)) >> kib) return kib * 1024;
   }
   return 0;
+}
+
+long long restart_peak_resident_bytes() {
+  malloc_trim(0);
+  std::ofstream("/proc/self/clear_refs") << "5" << std::flush;
+  const long long peak = peak_resident_bytes();
+  // Where the write is refused or ignored, the peak stays above what is resident.
+  const auto resident = static_cast<long long>(value_in("/proc/self/status", "VmRSS:") * 1024);
+  constexpr long long kApart = 1 << 20;  // both are counted in batches
+  return peak - resident <= kApart ? peak : 0;
 }
 
 }  // namespace trainer::comm

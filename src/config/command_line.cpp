@@ -3,12 +3,12 @@
 
 #include <fmt/format.h>
 
-#include <CLI/CLI.hpp>
 #include <charconv>
 #include <cmath>
 #include <limits>
 #include <tuple>
 
+#include "command_options.hpp"
 #include "trainer/config/config.hpp"
 
 namespace trainer::config {
@@ -19,74 +19,13 @@ constexpr const char* kUsage =
     "usage: trainer --config FILE [--set KEY=VALUE]... [--dry-run] [--resume | --overwrite]\n"
     "       mpiexec -n RANKS trainer --config FILE\n"
     "       trainer export|generate|eval|inspect --checkpoint DIR ...\n"
+    "       trainer profile|plan --config FILE ...\n"
     "`trainer --help` says more.\n";
-
-constexpr const char* kTrainExamples =
-    "Examples:\n"
-    "  trainer --config model.json                            train on one rank\n"
-    "  mpiexec -n 4 trainer --config model.json               train on four ranks\n"
-    "  mpiexec -n 4 trainer --config model.json \\\n"
-    "      --set parallel.pipeline=2 --set parallel.tensor=2   two stages, each over two ranks\n"
-    "  trainer --config model.json --dry-run --ranks 4        show the plan for four ranks, start nothing\n"
-    "  trainer --config model.json --print-config             show every key with its value\n"
-    "  mpiexec -n 4 trainer --config model.json --resume      go on from the newest checkpoint\n"
-    "\n"
-    "A --set wins over the file, the file over the defaults. `trainer --help-keys` lists every key.\n"
-    "`trainer SUBCOMMAND --help` explains the others. They need no mpiexec.\n"
-    "\n"
-    "Exit codes: 0 done, 1 internal error, 2 usage or configuration, 3 data, 4 checkpoint or storage,\n"
-    "5 diverged, 6 hang, 75 interrupted and resumable.";
-constexpr const char* kExportExamples =
-    "Examples:\n"
-    "  trainer export --checkpoint runs/gpt --format safetensors --out gpt\n"
-    "  trainer export --checkpoint runs/gpt --format hf --out gpt-hf\n";
-constexpr const char* kWithoutMpiexec =
-    "\nRuns by itself, without mpiexec, also on what `mpiexec -n 4 trainer --config FILE` has saved.";
-constexpr const char* kGenerateExamples =
-    "Examples:\n"
-    "  trainer generate --checkpoint runs/gpt --prompt \"To be\" --tokens 100\n"
-    "  trainer generate --checkpoint runs/gpt --prompt \"To be\" --temperature 0\n";
-constexpr const char* kEvalExamples =
-    "Examples:\n"
-    "  trainer eval --checkpoint runs/gpt\n"
-    "  trainer eval --checkpoint runs/gpt --set data.path=other.txt --json\n";
-constexpr const char* kInspectExamples =
-    "Examples:\n"
-    "  trainer inspect --checkpoint runs/gpt\n"
-    "  trainer inspect --checkpoint runs/gpt --verify\n";
-constexpr const char* kScheduleExamples =
-    "Examples:\n"
-    "  trainer schedule --name interleaved --ranks 4 --stages 8 --micro-batches 8\n"
-    "  trainer schedule --name zb-v --stages 8 --micro-batches 16 --draw\n"
-    "  trainer schedule --name 1f1b --stages 4 --micro-batches 8 --forward 2 --backward-input 3 --transfer 0.1\n"
-    "  trainer schedule --name auto --stages 4 --micro-batches 8 --forward 1,2,2,3 --backward-input 1,2,2,3 --draw\n"
-    "  trainer schedule --file schedule.csv --verify\n"
-    "\nRuns by itself, without mpiexec. Columns of the printed table are steps; --file takes it back, and so does "
-    "PyTorch.";
-
-constexpr const char* kReportExamples =
-    "Examples:\n"
-    "  trainer report runs/gpt\n"
-    "  trainer report runs/gpt --output gpt.html\n"
-    "\nRuns by itself, without mpiexec, also while the training goes on. The page needs no network.";
 
 /// A command line that cannot be followed; `where` is "" or the subcommand.
 struct Misuse {
   std::string where;
   std::string message;
-};
-
-/// What CLI11 fills: texts, so that every value is checked here and in one way.
-struct Texts {
-  std::string config, threads, ranks, kernels, checkpoint, format, out, prompt, tokens, temperature, top_k, seed;
-  std::vector<std::string> overrides;
-  std::vector<std::int64_t> token_list;
-  std::string logits, trace, trace_steps, output;
-  std::vector<std::string> directories;
-  std::string name, file, stages, micro_batches, group, most_held, forward, backward_input, backward_weight, transfer;
-  bool split_backward = false, draw = false;
-  bool dry_run = false, print_config = false, resume = false, overwrite = false, verify = false, json = false;
-  bool help_keys = false;
 };
 
 std::string where(const CLI::App& app) { return app.get_parent() ? app.get_name() : ""; }
@@ -102,110 +41,6 @@ T number(const CLI::App& app, const char* option, const std::string& text, T fal
     throw Misuse{where(app), fmt::format("{} is \"{}\"; expected {} from {} to {}", option, text, kKind, least, most)};
   }
   return value;
-}
-
-void add_text(CLI::App* app, const char* name, std::string& target, const char* help, const char* value_name) {
-  app->add_option(name, target, help)->type_name(value_name)->allow_extra_args(false);
-}
-
-void add_overrides(CLI::App* app, Texts& t) {
-  app->add_option("--set", t.overrides, "A key of the configuration, e.g. training.steps=100; may be repeated")
-      ->type_name("KEY=VALUE")
-      ->take_all()
-      ->allow_extra_args(false);
-}
-
-void add_train(CLI::App& app, Texts& t) {
-  add_text(&app, "--config", t.config, "The model description, a JSON file", "FILE");
-  add_overrides(&app, t);
-  app.add_flag("--dry-run", t.dry_run, "Check everything, print the plan and stop");
-  app.add_flag("--print-config", t.print_config, "Print the whole configuration as JSON and stop");
-  app.add_flag("--resume", t.resume, "Go on from the newest checkpoint in checkpoint.directory, if there is one");
-  app.add_flag("--overwrite", t.overwrite, "Replace the run in checkpoint.directory");
-  add_text(&app, "--threads", t.threads, "Threads of a rank; left out: the cores it may use", "N");
-  add_text(&app, "--ranks", t.ranks, "With --dry-run or --print-config: as if N ranks were started", "N");
-  add_text(&app, "--kernels", t.kernels, "Who multiplies matrices: native (default) or onednn", "NAME");
-  add_text(&app, "--trace", t.trace, "Write what every rank did when: Trace Event JSON, for Perfetto", "FILE");
-  add_text(&app, "--trace-steps", t.trace_steps, "With --trace: these steps, e.g. 20:24 (default: the last five)",
-           "A:B");
-  app.add_flag("--help-keys", t.help_keys, "Print every key of the configuration and leave");
-}
-
-void add_checkpoint(CLI::App* app, Texts& t) {
-  add_text(app, "--checkpoint", t.checkpoint, "One checkpoint, or the directory that holds them (the newest)", "DIR");
-}
-
-struct Subcommands {
-  CLI::App *export_, *generate, *eval, *inspect, *schedule, *report;
-};
-
-CLI::App* add_schedule(CLI::App& app, Texts& t) {
-  CLI::App* s = app.add_subcommand("schedule", "Print, check, draw and time a pipeline schedule");
-  add_text(s, "--name", t.name, "gpipe, 1f1b, interleaved, zb-h1, zb-h2, zb-v, dualpipe-v or auto (for the times)",
-           "NAME");
-  add_text(s, "--file", t.file, "Or read one: CSV, a row a rank, cells 0F0 0B0 0I0 0W0 (PyTorch's format)", "FILE");
-  add_text(s, "--stages", t.stages, "Pipeline stages, of all ranks together", "N");
-  add_text(s, "--ranks", t.ranks, "Pipeline ranks; left out: the schedule's natural share of the stages", "N");
-  add_text(s, "--micro-batches", t.micro_batches, "Micro-batches of a step", "N");
-  add_text(s, "--group", t.group, "interleaved: micro-batches a stage takes in turn (default: ranks)", "N");
-  add_text(s, "--most-held", t.most_held,
-           "(stage, micro-batch) pairs that a rank may hold: for auto and --verify (default: any)", "N");
-  s->add_flag("--split-backward", t.split_backward, "I and W in place of B where the schedule leaves it open");
-  s->add_flag("--verify", t.verify, "Prove that it can run with finite buffers, or show why not");
-  s->add_flag("--draw", t.draw, "Draw it over time");
-  add_text(s, "--forward", t.forward, "Time of F of a stage, or a list with one for each; then time the step", "X");
-  add_text(s, "--backward-input", t.backward_input, "Time of I (default 1)", "X");
-  add_text(s, "--backward-weight", t.backward_weight, "Time of W (default 1)", "X");
-  add_text(s, "--transfer", t.transfer, "Time of a message (default 0)", "X");
-  s->footer(kScheduleExamples);
-  return s;
-}
-
-Subcommands add_subcommands(CLI::App& app, Texts& t) {
-  Subcommands s;
-  s.export_ = app.add_subcommand("export", "Write the weights of a checkpoint for other programs");
-  add_checkpoint(s.export_, t);
-  add_text(s.export_, "--format", t.format, "safetensors (model.safetensors, our names) or hf (for Hugging Face)",
-           "NAME");
-  add_text(s.export_, "--out", t.out, "The folder to make", "DIR");
-  s.export_->add_flag("--overwrite", t.overwrite, "Replace what is there");
-  s.export_->footer(std::string(kExportExamples) + kWithoutMpiexec);
-
-  s.generate = app.add_subcommand("generate", "Continue a text with a trained language model");
-  add_checkpoint(s.generate, t);
-  add_text(s.generate, "--prompt", t.prompt, "The text to continue", "TEXT");
-  add_text(s.generate, "--tokens", t.tokens, "Tokens to add (default 200)", "N");
-  add_text(s.generate, "--temperature", t.temperature, "0: always the most likely token (default 0.8)", "X");
-  add_text(s.generate, "--top-k", t.top_k, "Choose among the K most likely; 0: all (default)", "K");
-  add_text(s.generate, "--seed", t.seed, "Of the choices (default 1)", "N");
-  add_text(s.generate, "--threads", t.threads, "Threads; left out: the cores it may use", "N");
-  s.generate->footer(std::string(kGenerateExamples) + kWithoutMpiexec);
-
-  s.eval = app.add_subcommand("eval", "Measure the loss of a checkpoint on held-out data");
-  add_checkpoint(s.eval, t);
-  add_overrides(s.eval, t);
-  add_text(s.eval, "--threads", t.threads, "Threads; left out: the cores it may use", "N");
-  s.eval->add_flag("--json", t.json, "Print one JSON object");
-  s.eval->add_option("--tokens", t.token_list, "Tokens, \"1,2,3\": write their logits instead")
-      ->delimiter(',')
-      ->type_name("LIST");
-  s.eval->add_option("--logits", t.logits, "Where --tokens writes them: a safetensors file")->type_name("FILE");
-  s.eval->footer(std::string(kEvalExamples) + kWithoutMpiexec);
-
-  s.inspect = app.add_subcommand("inspect", "Say what a checkpoint holds");
-  add_checkpoint(s.inspect, t);
-  s.inspect->add_flag("--verify", t.verify, "Read everything and check the sums");
-  s.inspect->add_flag("--json", t.json, "Print one JSON object");
-  s.inspect->footer(std::string(kInspectExamples) + kWithoutMpiexec);
-  s.schedule = add_schedule(app, t);
-
-  s.report =
-      app.add_subcommand("report", "Make an HTML page of a run: curves, a step as a picture, where the time went");
-  s.report->add_option("RUNDIR", t.directories, "The run's directory: logging.directory, or checkpoint.directory")
-      ->type_name("");
-  add_text(s.report, "--output", t.output, "Where to write it, - for stdout (default: RUNDIR/report.html)", "FILE");
-  s.report->footer(kReportExamples);
-  return s;
 }
 
 std::vector<std::string> long_options(const CLI::App& app) {
@@ -242,8 +77,9 @@ void refuse_unknown(const CLI::App& app, const CLI::App& main) {
     throw Misuse{"", fmt::format("unexpected word \"{0}\"; a configuration is given as --config {0}", word)};
   }
   throw Misuse{
-      "",
-      fmt::format("unknown subcommand \"{}\"; there are export, generate, eval, inspect, schedule and report", word)};
+      "", fmt::format("unknown subcommand \"{}\"; there are export, generate, eval, inspect, schedule, profile, plan, "
+                      "report and sweep",
+                      word)};
 }
 
 void require(const CLI::App& app, const char* option, const std::string& text, const char* example) {
@@ -410,6 +246,65 @@ Command schedule_command(const CLI::App& app, const Texts& t) {
   return c;
 }
 
+Command sweep_command(const CLI::App& app, Texts& t) {
+  require(app, "--config", t.config, "configs/quickstart.json");
+  if (t.over.empty()) throw Misuse{"sweep", "--over is missing; for example --over parallel.pipeline=1,2,4"};
+  if (app.count("--kernels") > 0) require_one_of(app, "--kernels", t.kernels, {"native", "onednn"});
+  if (app.count("--output") > 0) require(app, "--output", t.out, "sweeps/layouts");
+  SweepCommand c;
+  c.config_path = t.config;
+  c.overrides = std::move(t.overrides);
+  try {
+    for (const std::string& text : t.over) c.over.push_back(parse_over(text));
+    combinations(c.over, c.overrides);
+  } catch (const Error& error) {
+    throw Misuse{"sweep", error.what()};
+  }
+  c.steps = number<std::int64_t>(app, "--steps", t.steps, c.steps, 2, 1'000'000);
+  c.repeat = number<std::int64_t>(app, "--repeat", t.repeat, c.repeat, 1, 1000);
+  c.halving = t.halving;
+  c.output = t.out;
+  c.overwrite = t.overwrite;
+  c.threads = number(app, "--threads", t.threads, 0, 1, kMostThreads);
+  c.kernels = t.kernels;
+  return c;
+}
+
+Command profile_command(const CLI::App& app, Texts& t) {
+  require(app, "--config", t.config, "model.json");
+  ProfileCommand c;
+  c.config_path = t.config;
+  c.overrides = std::move(t.overrides);
+  if (app.count("--output") > 0) require(app, "--output", t.output, "profile.json");
+  if (!t.output.empty()) c.output = t.output;
+  c.seconds = number(app, "--seconds", t.seconds, c.seconds, 0.1, 1e5);
+  c.ranks = number(app, "--ranks", t.ranks, 0, 1, 100'000);
+  c.threads = number(app, "--threads", t.threads, 0, 1, kMostThreads);
+  return c;
+}
+
+Command plan_command(const CLI::App& app, Texts& t) {
+  require(app, "--config", t.config, "model.json");
+  require(app, "--ranks", t.ranks, "2");
+  for (const auto& [option, text, example] :
+       {std::tuple{"--profile", &t.profile, "profile.json"}, std::tuple{"--cluster", &t.cluster, "cluster.json"},
+        std::tuple{"--memory-per-rank", &t.memory_per_rank, "8GiB"}, std::tuple{"--best", &t.best, "best.json"}}) {
+    if (app.count(option) > 0) require(app, option, *text, example);
+  }
+  PlanCommand c;
+  c.config_path = t.config;
+  c.overrides = std::move(t.overrides);
+  c.ranks = number(app, "--ranks", t.ranks, 0, 1, 100'000);
+  c.profile = t.profile;
+  c.cluster = t.cluster;
+  c.memory_per_rank = t.memory_per_rank;
+  c.top = number<std::int64_t>(app, "--top", t.top, c.top, 0, 1'000'000);
+  c.best = t.best;
+  c.json = t.json;
+  c.threads = number(app, "--threads", t.threads, 0, 1, kMostThreads);
+  return c;
+}
+
 /// A subcommand's options stand after it: what stands before belongs to training and would have no effect.
 void refuse_training_options(const CLI::App& app, const CLI::App& subcommand) {
   for (const CLI::Option* option : app.get_options()) {
@@ -434,7 +329,10 @@ Command read(CLI::App& app, const Subcommands& subcommands, Texts& texts) {
   if (chosen[0] == subcommands.export_) return export_command(*chosen[0], texts);
   if (chosen[0] == subcommands.generate) return generate_command(*chosen[0], texts);
   if (chosen[0] == subcommands.eval) return eval_command(*chosen[0], texts);
+  if (chosen[0] == subcommands.sweep) return sweep_command(*chosen[0], texts);
   if (chosen[0] == subcommands.schedule) return schedule_command(*chosen[0], texts);
+  if (chosen[0] == subcommands.profile) return profile_command(*chosen[0], texts);
+  if (chosen[0] == subcommands.plan) return plan_command(*chosen[0], texts);
   if (chosen[0] == subcommands.report) return report_command(*chosen[0], texts);
   return inspect_command(*chosen[0], texts);
 }
@@ -453,7 +351,6 @@ Command parse_command_line(int argc, const char* const* argv) {
   Texts texts;
   app.set_version_flag("--version", "trainer " TRAINER_VERSION);
   app.allow_extras();  // refuse_unknown words the complaint; subcommands inherit this
-  app.footer(kTrainExamples);
   add_train(app, texts);
   const Subcommands subcommands = add_subcommands(app, texts);
   try {

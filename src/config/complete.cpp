@@ -272,6 +272,11 @@ void Completion::pipeline() {
                     "one number a stage",
                     stages, parallel.pipeline, chunks > 1 ? fmt::format(" and a rank has {} stages", chunks) : ""));
   }
+  if (parallel.partition == PartitionRule::Profile && parallel.profile.empty()) {
+    origin.fail({"parallel.partition", "parallel.profile"},
+                "parallel.partition is \"profile\", but parallel.profile names no file; give what `trainer profile` "
+                "has written, for example \"profile\": \"profile.json\", or take \"flops\"");
+  }
 }
 
 void Completion::others() {

@@ -118,11 +118,11 @@ void complete_compression(Compression& c, const Value& root, const Origin& origi
   if (!written->find("error_feedback")) c.error_feedback = false;
   if (c.error_feedback) {
     origin.fail({"parallel.compression.error_feedback", "parallel.compression.type"},
-                fmt::format("parallel.compression.error_feedback is true, but parallel.compression.type is \"{}\", of "
-                            "which {}; expected false, or \"top_k\", \"random_k\" or \"power_sgd\"",
+                fmt::format("parallel.compression.error_feedback is true, but parallel.compression.type is \"{}\", "
+                            "which has none, as {}; expected false, or \"top_k\", \"random_k\" or \"power_sgd\"",
                             name_of(c.type),
                             c.type == CompressionType::Sign ? "no replica knows what the vote leaves of its gradient"
-                                                            : "what is left is rounding of both ways"));
+                                                            : "both of its rounds round"));
   }
 }
 

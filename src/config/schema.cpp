@@ -157,10 +157,14 @@ const Names<ScheduleName> kSchedules = {{"gpipe", ScheduleName::GPipe},
                                         {"auto", ScheduleName::Automatic},
                                         {"file", ScheduleName::File}};
 
+const Names<PartitionRule> kPartitions = {{"uniform", PartitionRule::Uniform},
+                                          {"parameters", PartitionRule::Parameters},
+                                          {"flops", PartitionRule::Flops},
+                                          {"profile", PartitionRule::Profile}};
+
 Key<Parallel> partition_key(const char* help) {
-  const Names<PartitionRule> names = {
-      {"uniform", PartitionRule::Uniform}, {"parameters", PartitionRule::Parameters}, {"flops", PartitionRule::Flops}};
-  Rule rule{.kind = Kind::Partition, .least = 1, .most = kMostParts, .choices = words(names), .later = {"profile"}};
+  const Names<PartitionRule>& names = kPartitions;
+  Rule rule{.kind = Kind::Partition, .least = 1, .most = kMostParts, .choices = words(names)};
   return bind<Parallel>(
       "partition", std::move(rule), help, "",
       [names](Parallel& p, const Value& v) {
@@ -361,7 +365,8 @@ void add_the_rest(Schema& s) {
        key("most_held", &P::most_held, 0, kMostParts,
            "(stage, micro-batch) pairs that the schedule may have a rank hold: auto keeps to it; 0: any"),
        key("schedule_file", &P::schedule_file, "CSV of schedule file, as trainer schedule prints it"),
-       partition_key("what stages balance, or the units of each stage"),
+       partition_key("what stages balance, or the units of each stage; profile: measured times"),
+       key("profile", &P::profile, "file of `trainer profile`, for partition \"profile\"; \"\": none"),
        memory_key("that no rank may be predicted to need; 0: what the node has")}};
   for (Key<P>& each : compression_keys()) s.parallel.keys.push_back(std::move(each));
   s.checkpoint = {"checkpoint",
@@ -453,6 +458,13 @@ const char* name_of(ScheduleName schedule) {
     if (value == schedule) return word;
   }
   internal_error("a schedule without a name");
+}
+
+const char* name_of(PartitionRule rule) {
+  for (const auto& [word, value] : kPartitions) {
+    if (value == rule) return word;
+  }
+  return "list";
 }
 
 std::int64_t stages_a_rank(const Parallel& parallel) {

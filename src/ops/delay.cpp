@@ -3,6 +3,7 @@
 #include <sys/prctl.h>
 #include <time.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <cmath>
@@ -44,20 +45,35 @@ class PunctualTimers {
   int before_ = prctl(PR_GET_TIMERSLACK, 0, 0, 0, 0);
 };
 
+// What a thread's last delay was late by, and when it came back. Arithmetic is not late as sleep is: a delay that
+// follows at once, which no wait lies before, makes up for it.
+struct Last {
+  Clock::time_point back;
+  Clock::duration late{0};
+};
+thread_local Last the_last;
+constexpr auto kAtOnce = std::chrono::microseconds(100);
+constexpr auto kMostMadeUp = std::chrono::microseconds(300);  // what a wake-up takes; more is a core that was away
+
 // So many milliseconds from its making on, however much of them goes into copying.
 class Deadline {
  public:
-  explicit Deadline(double milliseconds)
-      : at_(Clock::now() + std::chrono::nanoseconds(std::llround(milliseconds * 1e6))) {}
+  explicit Deadline(double milliseconds) {
+    const Clock::time_point now = Clock::now();
+    const auto made_up = now - the_last.back < kAtOnce ? the_last.late : Clock::duration{0};
+    at_ = now - made_up + std::chrono::nanoseconds(std::llround(milliseconds * 1e6));
+  }
 
   void sleep() const {
-    if (Clock::now() >= at_) return;
-    const PunctualTimers punctual;
-    for (const auto early : {kNap, kWatch}) {
-      if (at_ - Clock::now() > early) sleep_until(at_ - early);
+    if (Clock::now() < at_) {
+      const PunctualTimers punctual;
+      for (const auto early : {kNap, kWatch}) {
+        if (at_ - Clock::now() > early) sleep_until(at_ - early);
+      }
     }
-    while (Clock::now() < at_) {
-    }
+    Clock::time_point now = Clock::now();
+    while (now < at_) now = Clock::now();
+    the_last = {now, std::min<Clock::duration>(now - at_, kMostMadeUp)};
   }
 
  private:

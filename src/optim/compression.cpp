@@ -21,6 +21,13 @@ constexpr std::uint32_t kInfinityBits = 0x7f800000u;
 // |x| as an integer: the order of magnitudes, with infinity above all numbers and NaN above infinity.
 std::uint32_t magnitude(float x) { return std::bit_cast<std::uint32_t>(x) & 0x7fffffffu; }
 
+// The largest magnitude of all. Signed, as it has no sign bit and machines without newer instructions compare these.
+std::uint32_t largest_magnitude(std::span<const float> values) {
+  std::int32_t largest = 0;
+  for (const float value : values) largest = std::max(largest, static_cast<std::int32_t>(magnitude(value)));
+  return static_cast<std::uint32_t>(largest);
+}
+
 // The digit of the magnitude that `wanted` values reach, in a histogram of one digit: `wanted` becomes how many of
 // those with exactly this digit are still needed.
 std::uint32_t digit_of(const auto& histogram, std::int64_t& wanted) {
@@ -83,9 +90,7 @@ void gather(std::span<const float> values, std::span<const std::uint32_t> indice
 }
 
 void spread_non_finite(std::span<const float> values, std::span<float> to) {
-  std::uint32_t largest = 0;
-  for (const float value : values) largest = std::max(largest, magnitude(value));
-  if (largest >= kInfinityBits) std::fill(to.begin(), to.end(), kNaN);
+  if (largest_magnitude(values) >= kInfinityBits) std::fill(to.begin(), to.end(), kNaN);
 }
 
 void scatter(std::span<const std::uint32_t> indices, std::span<const float> values, bool accumulate,
@@ -146,8 +151,7 @@ namespace {
 constexpr float kToEven = 0x1.8p23f;
 
 void encode_block(std::span<const float> values, std::byte* wire) {
-  std::uint32_t largest = 0;
-  for (const float value : values) largest = std::max(largest, magnitude(value));
+  const std::uint32_t largest = largest_magnitude(values);
   float scale = std::bit_cast<float>(largest) / 127.0f;
   if (largest >= kInfinityBits) {
     scale = kNaN;
@@ -155,13 +159,12 @@ void encode_block(std::span<const float> values, std::byte* wire) {
     scale = 0;
   }
   std::memcpy(wire, &scale, sizeof(float));
-  wire += sizeof(float);
-  std::memset(wire, 0, static_cast<std::size_t>(kInt8Block));
-  if (!(scale > 0)) return;
-  for (std::size_t i = 0; i < values.size(); ++i) {
-    const auto level = static_cast<int>((values[i] / scale + kToEven) - kToEven);
-    wire[i] = static_cast<std::byte>(static_cast<std::int8_t>(std::clamp(level, -127, 127)));
+  // No quotient rounds beyond ±127, as the scale is a normal number.
+  std::int8_t levels[kInt8Block] = {};
+  for (std::size_t i = 0; i < values.size() && scale > 0; ++i) {
+    levels[i] = static_cast<std::int8_t>(static_cast<int>((values[i] / scale + kToEven) - kToEven));
   }
+  std::memcpy(wire + sizeof(float), levels, sizeof(levels));
 }
 
 }  // namespace

@@ -42,6 +42,11 @@ void remove_parts(float* p, std::int64_t before, std::int64_t rows) {
 
 double length(const float* column, std::int64_t rows) { return std::sqrt(dot<double>(column, column, rows)); }
 
+// to += factor · from
+void add_scaled(float* __restrict to, float factor, const float* __restrict from, std::int64_t count) {
+  for (std::int64_t j = 0; j < count; ++j) to[j] += factor * from[j];
+}
+
 void divide(float* column, std::int64_t rows, double by) {
   for (std::int64_t i = 0; i < rows; ++i) column[i] = static_cast<float>(static_cast<double>(column[i]) / by);
 }
@@ -69,9 +74,7 @@ void project_back(const PowerShape& shape, std::span<const float> m, std::span<c
   for (std::int64_t i = 0; i < shape.rows; ++i) {
     const float* const row = m.data() + i * shape.columns;
     for (std::int64_t c = 0; c < shape.rank; ++c) {
-      const float factor = p[static_cast<std::size_t>(c * shape.rows + i)];
-      float* const to = q.data() + c * shape.columns;
-      for (std::int64_t j = 0; j < shape.columns; ++j) to[j] += factor * row[j];
+      add_scaled(q.data() + c * shape.columns, p[static_cast<std::size_t>(c * shape.rows + i)], row, shape.columns);
     }
   }
 }

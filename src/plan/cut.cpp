@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <functional>
 #include <limits>
 #include <numeric>
 
@@ -19,10 +20,11 @@ constexpr double kNever = std::numeric_limits<double>::infinity();
 
 double combine(double a, double b, bool largest) { return largest ? std::max(a, b) : a + b; }
 
-// best[k][i]: the optimum of the first i costs in k parts. With `largest` the objective is the largest part; otherwise
-// the sum of squares under `bound` on every part.
-std::vector<Range> solve(const std::vector<double>& prefix, std::int64_t parts, bool largest, double bound,
-                         double& optimum) {
+// best[k][i]: the optimum of the first i costs in k parts, each divided by its part's speed. With `largest` the
+// objective is the largest part; otherwise the sum of squares under `bound` on every part.
+std::vector<Range> solve(const std::vector<double>& prefix, const std::vector<double>& speeds, bool largest,
+                         double bound, double& optimum) {
+  const auto parts = static_cast<std::int64_t>(speeds.size());
   const auto n = static_cast<std::int64_t>(prefix.size()) - 1;
   const auto width = static_cast<std::size_t>(n + 1);
   std::vector<double> best(static_cast<std::size_t>(parts + 1) * width, kNever);
@@ -34,7 +36,8 @@ std::vector<Range> solve(const std::vector<double>& prefix, std::int64_t parts, 
   for (std::int64_t k = 1; k <= parts; ++k) {
     for (std::int64_t i = k; i <= n - (parts - k); ++i) {
       for (std::int64_t j = k - 1; j < i; ++j) {
-        const double part = prefix[static_cast<std::size_t>(i)] - prefix[static_cast<std::size_t>(j)];
+        const double part = (prefix[static_cast<std::size_t>(i)] - prefix[static_cast<std::size_t>(j)]) /
+                            speeds[static_cast<std::size_t>(k - 1)];
         if (best[at(k - 1, j)] == kNever || (!largest && part > bound)) continue;
         const double value = combine(best[at(k - 1, j)], largest ? part : part * part, largest);
         if (value < best[at(k, i)]) {
@@ -94,15 +97,14 @@ double sum_of(const schedule::StageTimes& times) {
 // one on, by one piece shortens it. Each simulation walks the whole table, so large ones get few.
 class StepSearch {
  public:
-  StepSearch(const std::vector<schedule::StageTimes>& costs, const schedule::Schedule& table)
-      : table_(table), prefix_(costs.size() + 1, schedule::StageTimes{0, 0, 0}) {
-    for (std::size_t i = 0; i < costs.size(); ++i) {
-      prefix_[i + 1] = {prefix_[i].forward + costs[i].forward, prefix_[i].backward_input + costs[i].backward_input,
-                        prefix_[i].backward_weight + costs[i].backward_weight};
-    }
+  /// `times_of`: of the stages of a cut of the pieces; `transfer`: of a message.
+  using TimesOf = std::function<std::vector<schedule::StageTimes>(const std::vector<Range>&)>;
+  StepSearch(const schedule::Schedule& table, TimesOf times_of, double transfer, double share)
+      : table_(table), times_of_(std::move(times_of)), transfer_(transfer) {
     std::size_t actions = 0;
     for (const auto& row : table.ranks) actions += row.size();
-    simulations_left_ = static_cast<std::int64_t>(kMostActions / std::max<std::size_t>(1, actions));
+    simulations_left_ =
+        static_cast<std::int64_t>(share * kMostActions / static_cast<double>(std::max<std::size_t>(1, actions)));
   }
 
   std::vector<Range> improve(std::vector<Range> cut) {
@@ -129,18 +131,11 @@ class StepSearch {
   }
 
  private:
-  static constexpr std::size_t kMostActions = 2'000'000;
+  static constexpr double kMostActions = 2e6;
   static constexpr double kWorthwhile = 1e-6;
 
   double step(const std::vector<Range>& cut) const {
-    std::vector<schedule::StageTimes> times;
-    for (const Range part : cut) {
-      const auto& a = prefix_[static_cast<std::size_t>(part.begin)];
-      const auto& b = prefix_[static_cast<std::size_t>(part.end)];
-      times.push_back(
-          {b.forward - a.forward, b.backward_input - a.backward_input, b.backward_weight - a.backward_weight});
-    }
-    return schedule::simulate(table_, times).step;
+    return schedule::simulate(table_, times_of_(cut), transfer_).step;
   }
 
   // Boundary `s` (before stage s), or all from it on, moved by `by` pieces; empty when a stage would be.
@@ -157,20 +152,10 @@ class StepSearch {
   }
 
   const schedule::Schedule& table_;
-  std::vector<schedule::StageTimes> prefix_;  // [i] of the first i pieces
+  const TimesOf times_of_;
+  const double transfer_;
   std::int64_t simulations_left_ = 0;
 };
-
-std::vector<Range> shortest_step(const model::Graph& graph, const schedule::Schedule& table,
-                                 const std::vector<NodeId>& again) {
-  std::vector<schedule::StageTimes> costs;
-  std::vector<double> sums;
-  for (const model::Unit& piece : graph.pieces) {
-    costs.push_back(flops_of(graph, {piece.node_begin, piece.node_end}, again));
-    sums.push_back(sum_of(costs.back()));
-  }
-  return StepSearch(costs, table).improve(balanced_cut(sums, table.stages));
-}
 
 std::vector<Range> nodes_of(const std::vector<model::Unit>& units, const std::vector<Range>& cut) {
   std::vector<Range> nodes;
@@ -181,6 +166,30 @@ std::vector<Range> nodes_of(const std::vector<model::Unit>& units, const std::ve
   return nodes;
 }
 
+std::vector<Range> fewest_flops(const model::Graph& graph, const schedule::Schedule& table,
+                                const std::vector<NodeId>& again, double share_of_search) {
+  std::vector<double> sums;
+  std::vector<schedule::StageTimes> prefix(1, {0, 0, 0});  // [i] of the first i pieces
+  for (const model::Unit& piece : graph.pieces) {
+    const schedule::StageTimes cost = flops_of(graph, {piece.node_begin, piece.node_end}, again);
+    sums.push_back(sum_of(cost));
+    const schedule::StageTimes& before = prefix.back();
+    prefix.push_back({before.forward + cost.forward, before.backward_input + cost.backward_input,
+                      before.backward_weight + cost.backward_weight});
+  }
+  const auto times_of = [&prefix](const std::vector<Range>& cut) {
+    std::vector<schedule::StageTimes> times;
+    for (const Range part : cut) {
+      const auto& a = prefix[static_cast<std::size_t>(part.begin)];
+      const auto& b = prefix[static_cast<std::size_t>(part.end)];
+      times.push_back(
+          {b.forward - a.forward, b.backward_input - a.backward_input, b.backward_weight - a.backward_weight});
+    }
+    return times;
+  };
+  return StepSearch(table, times_of, 0, share_of_search).improve(balanced_cut(sums, table.stages));
+}
+
 // The index of the unit that has this node.
 std::size_t unit_of(const std::vector<model::Unit>& units, std::int64_t node) {
   std::size_t i = 0;
@@ -188,21 +197,9 @@ std::size_t unit_of(const std::vector<model::Unit>& units, std::int64_t node) {
   return i;
 }
 
-}  // namespace
-
-std::vector<Range> balanced_cut(const std::vector<double>& costs, std::int64_t parts) {
-  std::vector<double> prefix(costs.size() + 1, 0.0);
-  std::partial_sum(costs.begin(), costs.end(), prefix.begin() + 1);
-  double largest = 0;
-  solve(prefix, parts, true, 0, largest);
-  double squares = 0;
-  return solve(prefix, parts, false, largest, squares);
-}
-
-std::vector<Range> cut_stages(const model::Graph& graph, const config::Parallel& parallel,
-                              const schedule::Schedule& table, const std::vector<NodeId>& again) {
-  const auto units = static_cast<std::int64_t>(graph.units.size());
+void require_enough_units(const model::Graph& graph, const schedule::Schedule& table) {
   const std::int64_t stages = table.stages;
+  const auto units = static_cast<std::int64_t>(graph.units.size());
   if (stages > units) {
     throw Error(
         ExitCode::Usage,
@@ -214,6 +211,29 @@ std::vector<Range> cut_stages(const model::Graph& graph, const config::Parallel&
                         : fmt::format(" on {} ranks", table.ranks.size()),
                     units, graph.units.front().name, graph.units.back().name, units));
   }
+}
+
+}  // namespace
+
+std::vector<Range> balanced_cut(const std::vector<double>& costs, std::int64_t parts) {
+  return balanced_cut(costs, std::vector<double>(static_cast<std::size_t>(parts), 1.0));
+}
+
+std::vector<Range> balanced_cut(const std::vector<double>& costs, const std::vector<double>& speeds) {
+  std::vector<double> prefix(costs.size() + 1, 0.0);
+  std::partial_sum(costs.begin(), costs.end(), prefix.begin() + 1);
+  double largest = 0;
+  solve(prefix, speeds, true, 0, largest);
+  double squares = 0;
+  return solve(prefix, speeds, false, largest, squares);
+}
+
+std::vector<Range> cut_stages(const model::Graph& graph, const config::Parallel& parallel,
+                              const schedule::Schedule& table, const std::vector<NodeId>& again,
+                              double share_of_search) {
+  const auto units = static_cast<std::int64_t>(graph.units.size());
+  const std::int64_t stages = table.stages;
+  require_enough_units(graph, table);
   switch (parallel.partition) {
     case config::PartitionRule::Written:
       return nodes_of(graph.units, written_cut(graph, parallel.partition_units, stages));
@@ -228,9 +248,39 @@ std::vector<Range> cut_stages(const model::Graph& graph, const config::Parallel&
       return nodes_of(graph.units, balanced_cut(costs, stages));
     }
     case config::PartitionRule::Flops:
-      return nodes_of(graph.pieces, shortest_step(graph, table, again));
+      return nodes_of(graph.pieces, fewest_flops(graph, table, again, share_of_search));
+    case config::PartitionRule::Profile:
+      internal_error("a cut by measured times without them");
   }
   internal_error("an unknown partition rule");
+}
+
+std::vector<Range> cut_by_costs(const model::Graph& graph, const schedule::Schedule& table, const StageCosts& costs,
+                                double share_of_search) {
+  require_enough_units(graph, table);
+  std::vector<double> sums;
+  for (const PassSeconds& piece : costs.pieces->pieces()) sums.push_back(piece.forward + piece.backward);
+  const auto times_of = [&](const std::vector<Range>& cut) {
+    return simulator_times(table, costs.stages(nodes_of(graph.pieces, cut)));
+  };
+  const std::vector<Range> start = balanced_cut(sums, costs.speeds(table.stages));
+  return nodes_of(graph.pieces, StepSearch(table, times_of, costs.transfer, share_of_search).improve(start));
+}
+
+std::vector<PassSeconds> StageCosts::stages(const std::vector<Range>& stage_nodes) const {
+  std::vector<PassSeconds> all;
+  for (std::size_t s = 0; s < stage_nodes.size(); ++s) {
+    PassSeconds stage = pieces->stage(stage_nodes[s]);
+    const double once_more = pieces->forward_of(stage_nodes[s], again);
+    stage.backward_input += once_more;
+    stage.backward += once_more;
+    all.push_back(stage * (slower / (stage_speed.empty() ? 1.0 : stage_speed[s])));
+  }
+  return all;
+}
+
+std::vector<double> StageCosts::speeds(std::int64_t stages) const {
+  return stage_speed.empty() ? std::vector<double>(static_cast<std::size_t>(stages), 1.0) : stage_speed;
 }
 
 schedule::StageTimes flops_of(const model::Graph& graph, Range nodes, const std::vector<NodeId>& again) {

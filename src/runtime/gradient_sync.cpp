@@ -141,6 +141,7 @@ void GradientSync::weight_done(NodeId node) {
     if (bucket.started || bucket.first_node != node) continue;
     bucket.started = true;
     if (bucket.reduce) {
+      const ActivitySpan encoding(compressed_ ? log_ : nullptr, Activity::Replicas);
       bucket.reduce->start();
       sent_bytes_ += bucket.sent_bytes;
     } else {

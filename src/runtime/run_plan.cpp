@@ -10,6 +10,7 @@
 #include "trainer/plan/cut.hpp"
 #include "trainer/runtime/gradient_sync.hpp"
 #include "trainer/runtime/parameters.hpp"
+#include "trainer/runtime/plan_costs.hpp"
 #include "trainer/runtime/recompute.hpp"
 #include "trainer/runtime/tensor_group.hpp"
 #include "trainer/schedule/automatic.hpp"
@@ -71,12 +72,21 @@ schedule::Schedule table_to_cut_for(const config::Parallel& parallel, std::int64
   return published(parallel.chunks == 1 ? "zb-h1" : "interleaved", shape);
 }
 
-// Within about a second. Times are FLOPs.
-schedule::Schedule made_for(RunPlan& plan, const config::Parallel& parallel, std::int64_t micro_batches) {
+// Within about a second. Times are the profile's where the configuration names one, else FLOPs.
+schedule::Schedule made_for(RunPlan& plan, const config::Parallel& parallel, std::int64_t micro_batches,
+                            const PlanCosts& costs, const std::vector<std::int32_t>& rank_of_stage) {
   constexpr std::int64_t kWork = 4'000'000;
   std::vector<schedule::StageTimes> times;
-  for (std::int64_t s = 0; s < plan.stages(); ++s) times.push_back(stage_flops(plan, StageId(s)));
   schedule::AutomaticOptions options;
+  if (costs.model != nullptr && !parallel.profile.empty()) {
+    const plan::StageCosts stages = stage_costs(plan, costs, rank_of_stage);
+    for (const plan::PassSeconds& s : stages.stages(plan.stage_nodes)) {
+      times.push_back({s.forward, s.backward_input, s.backward_weight});
+    }
+    options.transfer = stages.transfer;
+  } else {
+    for (std::int64_t s = 0; s < plan.stages(); ++s) times.push_back(stage_flops(plan, StageId(s)));
+  }
   options.ranks = parallel.pipeline;
   options.micro_batches = micro_batches;
   options.most_held = parallel.most_held;
@@ -90,12 +100,13 @@ schedule::Schedule made_for(RunPlan& plan, const config::Parallel& parallel, std
   return std::move(made.schedule);
 }
 
-schedule::Schedule compute_schedule(RunPlan& plan, const config::Parallel& parallel, std::int64_t micro_batches) {
+schedule::Schedule compute_schedule(RunPlan& plan, const config::Parallel& parallel, std::int64_t micro_batches,
+                                    const PlanCosts& costs, const std::vector<std::int32_t>& rank_of_stage) {
   switch (parallel.schedule) {
     case config::ScheduleName::File:
       return table_of_file(parallel, micro_batches);
     case config::ScheduleName::Automatic:
-      return made_for(plan, parallel, micro_batches);
+      return made_for(plan, parallel, micro_batches, costs, rank_of_stage);
     default:
       return published(name_of(parallel.schedule), shape_of(parallel, micro_batches));
   }
@@ -182,7 +193,7 @@ void require_countable(const model::Graph& graph, const config::Config& config) 
 
 }  // namespace
 
-RunPlan make_plan(config::Config config, std::int64_t ranks) {
+RunPlan make_plan(config::Config config, std::int64_t ranks, const PlanCosts& costs) {
   config::resolve_parallel(config, ranks);
   RunPlan plan;
   plan.graph = model::build(config);
@@ -190,13 +201,19 @@ RunPlan make_plan(config::Config config, std::int64_t ranks) {
   const config::Parallel& parallel = config.parallel;
   plan.mesh = {parallel.data, parallel.pipeline, parallel.tensor};
   const std::int64_t micro_batches = config.training.micro_batches;
+  plan.micro_batch_samples = config.training.batch_size / (parallel.data * micro_batches);
+  plan.node_of_rank = costs.machines.node_of_rank;
+  plan.config = config;
   plan.recompute = written_segments(plan.graph, config.training);
   const Range all{0, static_cast<std::int64_t>(plan.graph.nodes.size())};
+  const schedule::Schedule table = schedule::lowered(table_to_cut_for(parallel, micro_batches));
   plan.stage_nodes =
-      plan::cut_stages(plan.graph, parallel, schedule::lowered(table_to_cut_for(parallel, micro_batches)),
-                       recomputed_nodes(plan.graph, all, plan.recompute));
+      parallel.partition == config::PartitionRule::Profile
+          ? plan::cut_by_costs(plan.graph, table, stage_costs(plan, costs, table.rank_of_stage), costs.share_of_search)
+          : plan::cut_stages(plan.graph, parallel, table, recomputed_nodes(plan.graph, all, plan.recompute),
+                             costs.share_of_search);
   plan.parameter_uses = uses_by_parameter(plan);
-  const schedule::Schedule compute = compute_schedule(plan, parallel, micro_batches);
+  const schedule::Schedule compute = compute_schedule(plan, parallel, micro_batches, costs, table.rank_of_stage);
   require_held(compute, parallel);
   plan.training = schedule::add_reductions(schedule::lowered(compute));
   plan.forward_only = schedule::forwards_of(plan.training);
@@ -205,10 +222,8 @@ RunPlan make_plan(config::Config config, std::int64_t ranks) {
   require_valid(plan.forward_only);
   plan.training_slots = schedule::assign_slots(plan.training);
   plan.forward_only_slots = schedule::assign_slots(plan.forward_only);
-  plan.micro_batch_samples = config.training.batch_size / (parallel.data * config.training.micro_batches);
   // What the layout refuses, it refuses before anything has started.
   for (std::int64_t t = 0; t < parallel.tensor; ++t) plan::shard(plan.graph, parallel.tensor, t);
-  plan.config = std::move(config);
   return plan;
 }
 

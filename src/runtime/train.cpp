@@ -182,7 +182,7 @@ class Run {
 
   // False when a stop was asked for before the end.
   bool evaluate(std::int64_t step, Clock::time_point started) {
-    if (worker_.split().held_out == 0) return true;
+    if (!options_.evaluate || worker_.split().held_out == 0) return true;
     const auto begin = Clock::now();
     std::optional<EvaluationReport> whole;
     {

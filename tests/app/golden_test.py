@@ -27,7 +27,8 @@ def cases(folder):
     tiny = ["--checkpoint", str(folder / "run")]
     return {
         "help": ["--help"], "version": ["--version"], "help_keys": ["--help-keys"],
-        **{f"help_{name}": [name, "--help"] for name in ("export", "generate", "eval", "inspect", "schedule", "report")},
+        **{f"help_{name}": [name, "--help"] for name in ("export", "generate", "eval", "inspect", "schedule", "report", "profile",
+                                                           "sweep", "plan")},
         "dry_run_1": [*GPT, "--dry-run", "--ranks", "1"],
         "dry_run_4": [*GPT, "--dry-run", "--ranks", "4", *MESH],
         "dry_run_8": [*GPT, "--dry-run", "--ranks", "8", *MESH],
@@ -73,7 +74,8 @@ def cases(folder):
         "wrong_key": [*GPT, "--set", "training.step=3", "--dry-run"],
         "wrong_mesh": [*GPT, "--dry-run", "--ranks", "6", "--set", "parallel.pipeline=4"],
         "wrong_heads": [*GPT, "--dry-run", "--ranks", "7", "--set", "parallel.tensor=7"],
-        **schedules(folder),
+        **sweeps(),
+        **schedules(folder), **plans(folder),
         "report": ["report", str(folder / "run")], "report_nowhere": ["report", str(folder / "nowhere")],
         "report_empty": ["report", "configs"], "report_nothing": ["report"],
         "wrong_trace_steps": [*GPT, "--trace", "t.json", "--trace-steps", "5:2"],
@@ -82,6 +84,22 @@ def cases(folder):
         "no_data": [*GPT, "--set", "data.path=nowhere.txt", "--dry-run"],
         "no_checkpoint": ["inspect", "--checkpoint", str(folder / "nowhere")],
         "no_format": ["export", *tiny, "--out", "x"],
+    }
+
+
+def sweeps():
+    """{file: arguments} of sweeps that cannot begin; those that run are in sweep_test.py."""
+    of = lambda *words: ["sweep", "--config", "configs/gpt_small.json", *words]
+    return {
+        "sweep_no_over": of(), "sweep_no_config": ["sweep", "--over", "parallel.data=1"],
+        "sweep_no_value": of("--over", "parallel.data"), "sweep_empty_value": of("--over", "parallel.data=1,,2"),
+        "sweep_twice": of("--over", "parallel.data=1,2,1"), "sweep_bracket": of("--over", "parallel.partition=[1,2"),
+        "sweep_key_twice": of("--over", "parallel.data=1", "--over", "parallel.data=2"),
+        "sweep_set_too": of("--over", "parallel.data=1", "--set", "parallel.data=2"),
+        "sweep_steps": of("--over", "training.steps=1,2"), "sweep_checkpoint": of("--over", "checkpoint.keep=1,2"),
+        "sweep_wrong_key": of("--over", "parallel.pipelin=1,2"),
+        "sweep_wrong_value": of("--over", "parallel.schedule=1f1b,zbh1"),
+        "sweep_one_step": of("--over", "parallel.data=1", "--steps", "1"),
     }
 
 
@@ -99,6 +117,24 @@ SCHEDULE_FILES = {
     "empty": "\n\n",
     "deadlock": "0F0,0B0,0F1,0B1\n1F1,1F0,1B0,1B1\n",
 }
+
+
+def plans(folder):
+    """{file: arguments} of `trainer plan` on estimated costs, which say the same on every machine."""
+    (folder / "cluster.json").write_text('{"nodes": [{"count": 2, "cores": 2, "gflops_per_core": 50}], '
+                                         '"between_nodes": {"latency_us": 20, "bandwidth_gb_s": 1}}')
+    (folder / "wrong.json").write_text('{"nodes": [{"count": 2, "core": 2, "gflops_per_core": 50}]}')
+    plan = lambda *more: ["plan", *GPT[:2], *GPT[4:], *more]
+    cluster = ["--cluster", str(folder / "cluster.json")]
+    return {
+        "plan_cluster": plan("--ranks", "4", "--top", "3", *cluster),
+        "plan_memory": plan("--ranks", "4", "--top", "3", "--memory-per-rank", "80MiB", *cluster),
+        "plan_too_small": plan("--ranks", "4", "--memory-per-rank", "1MiB", *cluster),
+        "plan_no_room": plan("--ranks", "5", *cluster),
+        "plan_no_ranks": plan(*cluster), "plan_no_size": plan("--ranks", "2", "--memory-per-rank", "much", *cluster),
+        "plan_wrong_cluster": plan("--ranks", "2", "--cluster", str(folder / "wrong.json")),
+        "plan_no_profile": plan("--ranks", "2", "--profile", "nowhere.json"),
+    }
 
 
 def schedules(folder):

@@ -157,7 +157,8 @@ TEST_CASE("complaints name the nearest word") {
   CHECK(complaint({"genrate", "--checkpoint", "r"}) ==
         "trainer: unknown subcommand \"genrate\"; did you mean generate?");
   CHECK(complaint({"frobnicate"}) ==
-        "trainer: unknown subcommand \"frobnicate\"; there are export, generate, eval, inspect, schedule and report");
+        "trainer: unknown subcommand \"frobnicate\"; there are export, generate, eval, inspect, schedule, profile, "
+        "plan, report and sweep");
   CHECK(complaint({"--confg", "a.json"}) == "trainer: unknown option --confg; did you mean --config?");
   CHECK(complaint({"--config", "a.json", "--dryrun"}) == "trainer: unknown option --dryrun; did you mean --dry-run?");
   CHECK(complaint({"--config", "a.json", "--zzz=4"}) == "trainer: unknown option --zzz");
@@ -166,6 +167,46 @@ TEST_CASE("complaints name the nearest word") {
   CHECK(complaint({"a.json"}) == "trainer: unexpected word \"a.json\"; a configuration is given as --config a.json");
   CHECK(complaint({"train", "--config", "a.json"}) == "trainer: training needs no subcommand: trainer --config FILE");
   CHECK(complaint({"eval", "runs/gpt"}) == "trainer eval: unexpected word \"runs/gpt\"");
+}
+
+TEST_CASE("a sweep: keys with their values, and how it is run") {
+  const auto sweep = as<SweepCommand>({"sweep",
+                                       "--config",
+                                       "a.json",
+                                       "--over",
+                                       "parallel.pipeline=1,2",
+                                       "--set",
+                                       "training.seed=2",
+                                       "--over",
+                                       "parallel.partition=[3,5],[4,4]",
+                                       "--steps",
+                                       "7",
+                                       "--repeat",
+                                       "2",
+                                       "--halving",
+                                       "--output",
+                                       "out",
+                                       "--overwrite",
+                                       "--threads",
+                                       "3",
+                                       "--kernels",
+                                       "onednn"});
+  CHECK(sweep.config_path == "a.json");
+  CHECK(sweep.overrides == std::vector<std::string>{"training.seed=2"});
+  REQUIRE(sweep.over.size() == 2);
+  CHECK(sweep.over[1].key == "parallel.partition");
+  CHECK(sweep.over[1].values == std::vector<std::string>{"[3,5]", "[4,4]"});
+  CHECK(sweep.steps == 7);
+  CHECK(sweep.repeat == 2);
+  CHECK(sweep.halving);
+  CHECK(sweep.output == "out");
+  CHECK(sweep.overwrite);
+  CHECK(sweep.threads == 3);
+  CHECK(sweep.kernels == "onednn");
+  const auto plain = as<SweepCommand>({"sweep", "--config", "a.json", "--over", "training.seed=1"});
+  CHECK(plain.steps == 10);
+  CHECK(plain.repeat == 1);
+  CHECK_FALSE(plain.halving);
 }
 
 TEST_CASE("complaints about values say what was expected") {

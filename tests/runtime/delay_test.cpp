@@ -94,10 +94,14 @@ TEST_CASE("a stage of delays alone takes F, I and W once a micro-batch, on the f
       };
       constexpr double kMicroBatches = 3 * 4;  // of three steps
       const double separate = 3 * two.separate_weights[rank];
-      CHECK(seconds(Activity::Forward) >= kMicroBatches * 1e-3);
-      CHECK(seconds(Activity::Backward) + seconds(Activity::BackwardInput) >=
-            kMicroBatches * 0.5e-3 + (kMicroBatches - separate) * 2e-3);
-      CHECK(seconds(Activity::BackwardWeight) >= separate * 2e-3);
+      // An action may make up for what the one before was late by: 0.3 ms at most, and never in the sum of all.
+      constexpr double kMadeUp = 0.3e-3;
+      const double backward = seconds(Activity::Backward) + seconds(Activity::BackwardInput);
+      CHECK(seconds(Activity::Forward) >= kMicroBatches * (1e-3 - kMadeUp));
+      CHECK(backward >= kMicroBatches * (0.5e-3 - kMadeUp) + (kMicroBatches - separate) * 2e-3);
+      CHECK(seconds(Activity::BackwardWeight) >= separate * (2e-3 - kMadeUp));
+      CHECK(seconds(Activity::Forward) + backward + seconds(Activity::BackwardWeight) >=
+            kMicroBatches * 3.5e-3 - kMadeUp);
     }
     if (schedule == "zb-h1") CHECK(two.separate_weights[0] + two.separate_weights[1] > 0);
   }

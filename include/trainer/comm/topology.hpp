@@ -47,4 +47,8 @@ double available_memory(const std::string& meminfo = "/proc/meminfo",
 /// VmHWM of this process in bytes: its peak resident memory so far.
 long long peak_resident_bytes();
 
+/// Gives what the heap has free back to the system and makes the peak what is resident now; returns that, in bytes. 0
+/// when the system does not let the peak be set back.
+long long restart_peak_resident_bytes();
+
 }  // namespace trainer::comm

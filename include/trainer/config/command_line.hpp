@@ -7,6 +7,7 @@
 #include <variant>
 #include <vector>
 
+#include "trainer/config/sweep.hpp"
 #include "trainer/core/error.hpp"
 
 namespace trainer::config {
@@ -70,6 +71,38 @@ struct ScheduleCommand {
   double transfer = 0;  // of a message, in the same unit
   bool timed = false;   // any of these was given
 };
+struct SweepCommand {
+  std::string config_path;
+  std::vector<std::string> overrides;  // --set, in order
+  std::vector<Over> over;
+  std::int64_t steps = 10;  // of each run; the first is not measured
+  std::int64_t repeat = 1;  // runs of each combination, in turns
+  bool halving = false;
+  std::string output;  // directory of sweep.csv and sweep.json; "": none
+  bool overwrite = false;
+  int threads = 0;
+  std::string kernels;
+};
+struct ProfileCommand {
+  std::string config_path;
+  std::vector<std::string> overrides;
+  std::string output = "profile.json";
+  double seconds = 20;  // about how long measuring may take
+  int ranks = 0;        // whose layouts are to be predicted; 0: as started
+  int threads = 0;      // a rank; 0: from affinity, quota and the ranks on the node
+};
+struct PlanCommand {
+  std::string config_path;
+  std::vector<std::string> overrides;
+  int ranks = 0;
+  std::string profile;          // "": costs are estimated
+  std::string cluster;          // "": the machine of the profile, or this one
+  std::string memory_per_rank;  // "8GiB"; "": any
+  std::int64_t top = 10;        // rows of the table; 0: all
+  std::string best;             // where the winner's configuration goes; "": nowhere
+  bool json = false;
+  int threads = 0;  // a rank, without profile and cluster; 0: 1
+};
 /// A page of what a run left in its directory.
 struct ReportCommand {
   std::string directory;
@@ -83,7 +116,7 @@ struct Leave {
 };
 
 using Command = std::variant<TrainCommand, ExportCommand, GenerateCommand, EvalCommand, InspectCommand, ScheduleCommand,
-                             ReportCommand, Leave>;
+                             ProfileCommand, PlanCommand, ReportCommand, SweepCommand, Leave>;
 
 /// Never throws for bad input: that is a Leave with code Usage.
 Command parse_command_line(int argc, const char* const* argv);

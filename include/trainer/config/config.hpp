@@ -19,7 +19,7 @@ enum class Precision { Float32, BFloat16 };
 enum class Recompute { None, Full, Auto, Written };
 enum class OptimizerType { Sgd, AdamW };
 enum class RateCurve { Constant, Linear, Cosine };
-enum class PartitionRule { Uniform, Parameters, Flops, Written };
+enum class PartitionRule { Uniform, Parameters, Flops, Profile, Written };
 enum class ScheduleName {
   GPipe,
   OneFOneB,
@@ -208,6 +208,7 @@ struct Parallel {
   std::string schedule_text;
   PartitionRule partition = PartitionRule::Flops;
   std::vector<std::int64_t> partition_units;  // PartitionRule::Written: units of each stage
+  std::string profile;                        // path of what `trainer profile` has measured; "": none
   std::int64_t memory_per_rank = 0;           // bytes that no rank may need; 0: what the node has
   Compression compression;
 
@@ -249,8 +250,9 @@ Config parse(const std::string& text, const std::string& source_name, const std:
 /// "8GiB", "1.5 GB", "300MiB", "4096": whole bytes; nothing where it is no size below 2⁶².
 std::optional<std::int64_t> bytes_of(std::string_view text);
 
-/// "1f1b", as the configuration spells it.
+/// "1f1b", as the configuration spells it; and "flops".
 const char* name_of(ScheduleName schedule);
+const char* name_of(PartitionRule rule);
 
 /// Stages of a pipeline rank as far as the configuration says; a schedule from a file says it itself (0).
 std::int64_t stages_a_rank(const Parallel& parallel);

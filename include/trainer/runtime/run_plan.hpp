@@ -7,6 +7,7 @@
 
 #include "trainer/config/config.hpp"
 #include "trainer/model/graph.hpp"
+#include "trainer/plan/cost_model.hpp"
 #include "trainer/plan/mesh.hpp"
 #include "trainer/plan/shard.hpp"
 #include "trainer/runtime/stage_layout.hpp"
@@ -52,8 +53,20 @@ struct RunPlan {
   const std::vector<ParameterUse>& uses(ParameterId p) const { return parameter_uses[p.index()]; }
 };
 
+/// The machines under a plan, as far as they differ from the one that the costs are of.
+struct Machines {
+  std::vector<int> node_of_rank;  // [rank]; empty: all are on one node
+  std::vector<double> speed;      // [rank] relative to the rank that the costs are of; empty: 1
+};
+/// What a plan may be made for: "partition": "profile" goes by it.
+struct PlanCosts {
+  const plan::CostModel* model = nullptr;  // null: estimated, alike on all machines
+  Machines machines;
+  double share_of_search = 1;  // of what a search for a cut or a schedule may take
+};
+
 /// Resolves, builds, cuts and schedules for `ranks`; verifies the schedules. Throws Error(Usage).
-RunPlan make_plan(config::Config config, std::int64_t ranks);
+RunPlan make_plan(config::Config config, std::int64_t ranks, const PlanCosts& costs = {});
 
 /// What the operators of a run multiply in.
 ops::MatmulPrecision matmul_precision(const config::Config& config);

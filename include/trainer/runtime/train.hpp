@@ -23,6 +23,7 @@ namespace trainer::runtime {
 struct TrainOptions {
   bool resume = false;
   bool overwrite = false;
+  bool evaluate = true;  // on held-out samples, where there are any
   int threads = 1;
   bool spin = true;                           // idle threads may spin: there is a core for each
   double peak_flops = 0;                      // of all cores in use; 0: not measured
