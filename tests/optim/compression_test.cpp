@@ -255,8 +255,8 @@ TEST_CASE("8 bits: the error is at most half a step of the block's scale, and ev
 }
 
 TEST_CASE("PowerSGD: orthonormal factors, full rank recovers the sum, a low-rank sum is found in one step") {
-  for (const auto& [rows, columns] :
-       {std::pair<std::int64_t, std::int64_t>{5, 9}, {40, 23}, {64, 64}, {1, 17}, {33, 1}}) {
+  for (const auto& sides : {std::pair<std::int64_t, std::int64_t>{5, 9}, {40, 23}, {64, 64}, {1, 17}, {33, 1}}) {
+    const std::int64_t rows = sides.first, columns = sides.second;
     const std::int64_t full = std::min(rows, columns);
     for (const std::int64_t rank : {std::int64_t{1}, (full + 1) / 2, full}) {
       CAPTURE(rows);

@@ -544,8 +544,9 @@ TEST_CASE("another number of replicas goes on with all that was not sent, and an
   const auto saved = tensors_in(folder);
   std::vector<std::string> passed_over;
   const auto checkpoint = storage::find_checkpoint(storage::real_file_system(), folder.path, passed_over);
-  for (const auto& [data_ranks, pipeline, tensor] : {std::tuple{2, 2, 1}, {3, 1, 2}, {4, 1, 1}}) {
-    const test::Case c = case_of("gpt tied", data_ranks, pipeline, tensor, keys);
+  for (const auto& sizes : {std::tuple{2, 2, 1}, {3, 1, 2}, {4, 1, 1}}) {
+    const std::int64_t data_ranks = std::get<0>(sizes);
+    const test::Case c = case_of("gpt tied", data_ranks, std::get<1>(sizes), std::get<2>(sizes), keys);
     test::Case divisible = c;
     divisible.micro_batches = 1;
     CAPTURE(c.name());
