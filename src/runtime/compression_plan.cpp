@@ -61,11 +61,12 @@ void require_known_layers(const RunPlan& plan) {
   for (std::size_t i = 0; i < layers.size(); ++i) {
     const auto fits = [&](const model::Parameter& parameter) { return matches(layers[i], parameter.name); };
     if (std::any_of(plan.graph.parameters.begin(), plan.graph.parameters.end(), fits)) continue;
+    const std::string& first = plan.graph.parameters.front().name;
     const std::string near = nearest_word(layers[i].substr(0, kMostText), names);
     refuse(
         fmt::format(".layers[{}] is \"{}\", which fits no parameter of this model; expected a parameter or a layer, "
                     "as \"{}\", with * for any letters{}",
-                    i, layers[i].substr(0, kMostText), names.front(),
+                    i, layers[i].substr(0, kMostText), first.substr(0, first.rfind('.')),
                     near.empty() ? "" : fmt::format("; did you mean \"{}\"?", near)));
   }
 }
