@@ -205,6 +205,14 @@ void resolve_batch(Config& config) {
 
 }  // namespace
 
+std::int64_t stages_a_rank(const Parallel& parallel) {
+  if (parallel.schedule == ScheduleName::File) return parallel.chunks;
+  if (parallel.chunks > 0) return parallel.chunks;
+  const bool two = parallel.schedule == ScheduleName::Interleaved || parallel.schedule == ScheduleName::ZeroBubbleV ||
+                   parallel.schedule == ScheduleName::DualPipeV;
+  return two ? 2 : 1;
+}
+
 void resolve_parallel(Config& config, std::int64_t ranks) {
   if (ranks < 1) refuse(fmt::format("the number of ranks is {}; expected at least 1", ranks));
   resolve_axes(config, ranks);

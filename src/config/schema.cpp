@@ -467,14 +467,6 @@ const char* name_of(PartitionRule rule) {
   return "list";
 }
 
-std::int64_t stages_a_rank(const Parallel& parallel) {
-  if (parallel.schedule == ScheduleName::File) return parallel.chunks;
-  if (parallel.chunks > 0) return parallel.chunks;
-  const bool two = parallel.schedule == ScheduleName::Interleaved || parallel.schedule == ScheduleName::ZeroBubbleV ||
-                   parallel.schedule == ScheduleName::DualPipeV;
-  return two ? 2 : 1;
-}
-
 std::string expectation(const Rule& rule) {
   switch (rule.kind) {
     case Kind::Integer:
