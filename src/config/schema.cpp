@@ -121,13 +121,6 @@ Key<Training> seed_key(const char* help) {
       });
 }
 
-Key<CsvData> delimiter_key(const char* help) {
-  return bind<CsvData>(
-      "delimiter", {.kind = Kind::Character}, help, "",
-      [](CsvData& d, const Value& v) { d.delimiter = v.as<std::string>()->front(); },
-      [](const CsvData& d) { return Value{std::string(1, d.delimiter)}; });
-}
-
 Key<MlpModel> hidden_sizes_key(const char* help, const char* example) {
   return bind<MlpModel>(
       "hidden_sizes", {.kind = Kind::Integers, .least = 1, .most = kMostRows}, help, example,
