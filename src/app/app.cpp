@@ -8,6 +8,7 @@
 #include <csignal>
 #include <cstdio>
 #include <exception>
+#include <filesystem>
 #include <fstream>
 #include <new>
 #include <thread>
@@ -130,12 +131,12 @@ void install_signal_handlers() {
   std::signal(SIGPIPE, SIG_IGN);  // a reader that goes does not take the run with it
 }
 
-std::string read_file(const std::string& path, const char* hint) {
-  constexpr std::size_t kMost = std::size_t{64} << 20;  // who parses refuses less; this ends reading /dev/zero
+// Who parses refuses less than `most`; that ends reading /dev/zero.
+std::string read_file(const std::string& path, const char* hint, std::size_t most) {
   std::ifstream file(path, std::ios::binary);
   std::string text;
   char chunk[1 << 16];
-  while (text.size() < kMost && (file.read(chunk, sizeof(chunk)) || file.gcount() > 0)) {
+  while (text.size() < most && (file.read(chunk, sizeof(chunk)) || file.gcount() > 0)) {
     text.append(chunk, static_cast<std::size_t>(file.gcount()));
   }
   if (!file.is_open() || file.bad()) {
@@ -146,11 +147,29 @@ std::string read_file(const std::string& path, const char* hint) {
 
 std::string read_config(const std::string& path) { return read_file(path, "--config takes the path of a JSON file"); }
 
+void require_writable(const std::string& path) {
+  if (std::filesystem::is_directory(path)) {
+    throw Error(ExitCode::Storage, fmt::format("{}: is a directory; the path of a file is needed here", path));
+  }
+  storage::FileSystem& files = storage::real_file_system();
+  const std::string partial = path + ".partial";
+  files.write_text(partial, "");
+  files.remove_all(partial);
+}
+
 void write_whole(const std::string& path, const std::string& text) {
   storage::FileSystem& files = storage::real_file_system();
   const std::string partial = path + ".partial";
-  files.write_text(partial, text);
-  files.rename(partial, path);
+  try {
+    files.write_text(partial, text);
+    files.rename(partial, path);
+  } catch (const Error&) {
+    try {
+      files.remove_all(partial);
+    } catch (const Error&) {  // what came first is the one to tell
+    }
+    throw;
+  }
 }
 
 std::string version_text() {

@@ -54,9 +54,11 @@ std::unique_ptr<storage::CheckpointReader> open_checkpoint(const std::string& pa
 /// Contents of a configuration file. Throws Error(Usage) when it cannot be read.
 std::string read_config(const std::string& path);
 
-/// The contents of a file of at most 64 MiB. Throws Error(Usage) when it cannot be read, ending with `hint`.
-std::string read_file(const std::string& path, const char* hint);
-/// Makes `path` hold `text`, whole or not at all. Throws Error(Storage).
+/// The contents of a file, at most `most` bytes of it. Throws Error(Usage) when it cannot be read, ending with `hint`.
+std::string read_file(const std::string& path, const char* hint, std::size_t most = std::size_t{64} << 20);
+/// Where something goes that takes long to make: tried before. Throws Error(Storage).
+void require_writable(const std::string& path);
+/// Makes `path` hold `text`, whole or not at all; leaves nothing beside it. Throws Error(Storage).
 void write_whole(const std::string& path, const std::string& text);
 /// Contents of a file with a schedule. Throws Error(Usage) when it cannot be read.
 std::string read_schedule_file(const std::string& path);

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <fstream>
+#include <set>
 
 #include "app.hpp"
 #include "run_training.hpp"
@@ -69,6 +70,18 @@ std::string taken_elsewhere(const plan::Machine& profiled, const std::string& pa
   if (profiled.cores != here.cores) return differ("the number of cores", profiled.cores, here.cores);
   if (profiled.libraries != here.libraries) return differ("the version", profiled.libraries, here.libraries);
   return {};
+}
+
+std::string taken_of_another(const plan::CostModel& costs, const model::Graph& graph, const std::string& path) {
+  std::set<std::string> pieces;
+  for (const model::Unit& piece : graph.pieces) pieces.insert(plan::signature(graph, piece));
+  const std::size_t all = pieces.size();
+  for (const plan::MeasuredPiece& measured : costs.pieces) pieces.erase(measured.piece);
+  if (pieces.empty()) return {};
+  return fmt::format(
+      "{} has no times of {} of the model's {} different pieces, which are estimated; it was taken of "
+      "another model, or at another sequence length",
+      path, pieces.size(), all);
 }
 
 }  // namespace trainer::app

@@ -7,6 +7,7 @@
 
 #include "trainer/comm/communicator.hpp"
 #include "trainer/config/config.hpp"
+#include "trainer/model/graph.hpp"
 #include "trainer/plan/cost_model.hpp"
 
 namespace trainer::app {
@@ -23,5 +24,8 @@ plan::Machine this_machine();
 
 /// "" or how the profile's machine differs from this one, as a sentence.
 std::string taken_elsewhere(const plan::Machine& profiled, const std::string& path);
+
+/// "" or how many of the model's pieces the profile has no times of, as a sentence.
+std::string taken_of_another(const plan::CostModel& costs, const model::Graph& graph, const std::string& path);
 
 }  // namespace trainer::app

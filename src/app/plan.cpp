@@ -143,6 +143,10 @@ ExitCode plan_layouts(const config::PlanCommand& command) {
                                              command.config_path));
   }
   const Basis basis = basis_of(command, request.config);
+  if (!command.profile.empty()) {
+    const std::string difference = taken_of_another(basis.costs, model::build(request.config), command.profile);
+    if (!difference.empty()) note(fmt::format("warning: {}\n", difference));
+  }
   request.ranks = command.ranks;
   request.costs = {&basis.costs, basis.machines};
   request.threads = static_cast<int>(basis.costs.machine.threads);

@@ -52,6 +52,7 @@ ExitCode profile(Context& context, const config::ProfileCommand& command) {
   std::unique_ptr<storage::Dataset> data;
   runtime::agree(world, [&] {
     runtime::require_precision(config);
+    if (world.rank() == 0) require_writable(command.output);
     data = storage::load_dataset(config.data, runtime::model_input(model::build(config)), config.training.seed);
   });
   runtime::ProfileOptions options;

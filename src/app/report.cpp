@@ -53,9 +53,7 @@ ExitCode report(const config::ReportCommand& command) {
     return ExitCode::Done;
   }
   const std::string path = command.output.empty() ? directory + "/report.html" : command.output;
-  storage::FileSystem& system = storage::real_file_system();
-  system.write_text(path + ".partial", page.html);
-  system.rename(path + ".partial", path);
+  write_whole(path, page.html);
   print(fmt::format("{}\n", path));
   return ExitCode::Done;
 }

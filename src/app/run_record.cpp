@@ -16,15 +16,6 @@ namespace trainer::app {
 
 namespace {
 
-std::string partial(const std::string& path) { return path + ".partial"; }
-
-// Whole or absent.
-void replace(const std::string& path, const std::string& text) {
-  storage::FileSystem& files = storage::real_file_system();
-  files.write_text(partial(path), text);
-  files.rename(partial(path), path);
-}
-
 void warn(const Error& error) { note(fmt::format("warning: {}\n", error.what())); }
 
 }  // namespace
@@ -67,7 +58,7 @@ void write_run_facts(const runtime::RunPlan& plan, const Expectation& expected, 
     files.remove_all(old + "/summary.json");
     files.remove_all(old + "/actions.json");
   }
-  replace(directory + "/run.json", observe::to_json(facts));
+  write_whole(directory + "/run.json", observe::to_json(facts));
 }
 
 void write_actions(const runtime::RunPlan& plan, const observe::Timeline& timeline) {
@@ -76,7 +67,7 @@ void write_actions(const runtime::RunPlan& plan, const observe::Timeline& timeli
   const std::string path = directory + "/actions.json";
   try {
     if (timeline.typical > 0) {
-      replace(path, observe::actions_json(timeline, timeline.typical));
+      write_whole(path, observe::actions_json(timeline, timeline.typical));
     } else {
       storage::real_file_system().remove_all(path);  // of a run before
     }
@@ -98,19 +89,13 @@ std::optional<runtime::TraceWindow> trace_window(const config::TrainCommand& com
   return window;
 }
 
-void try_trace(const std::string& path) {
-  storage::FileSystem& files = storage::real_file_system();
-  files.write_text(partial(path), "");
-  files.remove_all(partial(path));
-}
-
 void write_trace(const std::string& path, const observe::Timeline& timeline) {
   if (timeline.typical == 0) {
     note(fmt::format("warning: {} is not written: none of the steps asked for was run and kept whole\n", path));
     return;
   }
   try {
-    replace(path, observe::trace_json(timeline));
+    write_whole(path, observe::trace_json(timeline));
     note(fmt::format("trace: {} (open it in https://ui.perfetto.dev or chrome://tracing)\n", path));
   } catch (const Error& error) {
     warn(error);

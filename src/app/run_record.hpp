@@ -29,8 +29,6 @@ void write_actions(const runtime::RunPlan& plan, const observe::Timeline& timeli
 /// of `total_steps` does not have.
 std::optional<runtime::TraceWindow> trace_window(const config::TrainCommand& command, std::int64_t total_steps);
 
-/// Where a trace goes: tried before the run, so that one that cannot be written ends it there. Throws Error(Storage).
-void try_trace(const std::string& path);
 /// Writes it under another name first, so that the file is whole or absent. Failures are a warning.
 void write_trace(const std::string& path, const observe::Timeline& timeline);
 

@@ -100,6 +100,12 @@ std::shared_ptr<const storage::Dataset> DataCache::load(const config::Config& co
   return data_;
 }
 
+plan::CostModel costs_of(const PreparedRun& run, double peak_flops) {
+  if (run.costs) return *run.costs;
+  const auto threads = static_cast<std::int64_t>(run.node.threads);
+  return plan::estimated_costs(peak_flops / static_cast<double>(run.plan.mesh.size() * threads), threads);
+}
+
 PreparedRun prepare_run(comm::Communicator& world, RunRequest request, DataCache& cache) {
   ops::set_matmul_provider(request.kernels == "onednn" ? ops::MatmulProvider::OneDnn : ops::MatmulProvider::Native);
   PreparedRun run;

@@ -38,6 +38,10 @@ struct PreparedRun {
   std::shared_ptr<const storage::Dataset> data;
 };
 
+/// What the run's step is predicted by: its profile, or else the speed of the cores, which orders layouts, but may be
+/// far from the step's time. `peak_flops`: of all ranks' cores.
+plan::CostModel costs_of(const PreparedRun& run, double peak_flops);
+
 /// A data set, kept for the next run that reads the same.
 class DataCache {
  public:

@@ -4,8 +4,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <fstream>
-#include <iterator>
 #include <optional>
 
 #include "app.hpp"
@@ -36,7 +34,9 @@ std::int64_t chunks_of(const schedule::Generator& generator, const config::Sched
   if (ranks < 1 || command.stages % ranks != 0 || (command.ranks == 0 && ranks * natural != command.stages)) {
     refuse(fmt::format("--stages is {}{}; {} needs a multiple of {}", command.stages,
                        command.ranks > 0 ? fmt::format(" on {} ranks", ranks) : "", generator.name,
-                       command.ranks > 0 ? ranks : natural));
+                       command.ranks > 0 && generator.chunks > 0 ? ranks * generator.chunks
+                       : command.ranks > 0                         ? ranks
+                                                                   : natural));
   }
   const std::int64_t chunks = command.stages / ranks;
   if (generator.chunks > 0 && chunks != generator.chunks) {
@@ -114,11 +114,10 @@ std::vector<schedule::StageTimes> times_of(const config::ScheduleCommand& comman
 }  // namespace
 
 std::string read_schedule_file(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::string text{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-  if (!file.is_open() || file.bad()) {
-    throw Error(ExitCode::Usage, fmt::format("{}: cannot be read; expected the path of a schedule in CSV", path));
-  }
+  constexpr std::size_t kMost = std::size_t{1} << 30;  // 1,024 ranks of 8,192 micro-batches take a quarter
+  std::string text = read_file(path, "expected the path of a schedule in CSV", kMost);
+  if (text.size() >= kMost)
+    throw Error(ExitCode::Usage, fmt::format("{}: is larger than 1 GiB, a schedule's most", path));
   return text;
 }
 

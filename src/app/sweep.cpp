@@ -107,27 +107,42 @@ class Sweep {
     candidate.row.exit_code = static_cast<int>(error.code());
   }
 
-  // A combination that the configuration refuses is a row; a value that no combination can have is a mistake.
+  std::vector<std::string> overrides_of(const config::Combination& combination) const {
+    std::vector<std::string> overrides = command_.overrides;
+    for (const auto& more : {config::as_overrides(combination), config::sweep_overrides(command_.steps)}) {
+      overrides.insert(overrides.end(), more.begin(), more.end());
+    }
+    return overrides;
+  }
+
+  // A combination that the configuration refuses is a row; a value that is wrong by itself is a mistake, and so is a
+  // configuration that refuses all of them.
   void make_candidates(const std::string& text) {
     for (const config::Combination& combination : config::combinations(command_.over, command_.overrides)) {
       Candidate& candidate = candidates_.emplace_back();
       candidate.row.combination = combination;
-      std::vector<std::string> overrides = command_.overrides;
-      for (const auto& more : {config::as_overrides(combination), config::sweep_overrides(command_.steps)}) {
-        overrides.insert(overrides.end(), more.begin(), more.end());
-      }
       try {
-        candidate.config = config::parse(text, command_.config_path, overrides);
+        candidate.config = config::parse(text, command_.config_path, overrides_of(combination));
       } catch (const Error& error) {
         fail(candidate, error);
       }
     }
     for (const config::Over& over : command_.over) {
-      for (const std::string& value : over.values) refuse_hopeless({over.key, value});
+      for (const std::string& value : over.values) refuse_hopeless(text, {over.key, value});
     }
+    if (alive() == 0) throw Error(ExitCode::Usage, as_over(candidates_.front().row));
   }
 
-  void refuse_hopeless(const std::pair<std::string, std::string>& setting) const {
+  // The row's reason, in the words of this command line.
+  static std::string as_over(const SweepRow& row) {
+    std::string reason = row.reason;
+    for (const auto& [key, value] : row.combination) {
+      if (reason.rfind(fmt::format("--set {}=", key), 0) == 0) reason.replace(0, 5, "--over");
+    }
+    return reason;
+  }
+
+  void refuse_hopeless(const std::string& text, const std::pair<std::string, std::string>& setting) const {
     const Candidate* first = nullptr;
     for (const Candidate& candidate : candidates_) {
       const auto& combination = candidate.row.combination;
@@ -135,10 +150,11 @@ class Sweep {
       if (candidate.row.state != State::Failed) return;
       if (first == nullptr) first = &candidate;
     }
-    std::string reason = first->row.reason;
-    const std::string set = fmt::format("--set {}=", setting.first);
-    if (reason.rfind(set, 0) == 0) reason.replace(0, 5, "--over");
-    throw Error(ExitCode::Usage, reason);
+    try {
+      config::check_keys(text, command_.config_path, overrides_of(first->row.combination));
+    } catch (const Error&) {
+      throw Error(ExitCode::Usage, as_over(first->row));
+    }
   }
 
   void read_schedule(Candidate& candidate) {
@@ -251,11 +267,12 @@ class Sweep {
     if (result.code == ExitCode::Interrupted) candidate.row.state = State::Interrupted;
     if (seconds.size() < 2) return;
     candidate.seconds.insert(candidate.seconds.end(), seconds.begin() + 1, seconds.end());
-    fill_row(candidate, run, result);
+    fill_row(candidate, run, result, costs_of(run, options.peak_flops));
     if (unknown[0] > 0) candidate.row.peak_memory.reset();
   }
 
-  static void fill_row(Candidate& candidate, const PreparedRun& run, const runtime::TrainResult& result) {
+  static void fill_row(Candidate& candidate, const PreparedRun& run, const runtime::TrainResult& result,
+                       const plan::CostModel& costs) {
     SweepRow& row = candidate.row;
     const config::Config& config = run.plan.config;
     row.steps = static_cast<std::int64_t>(candidate.seconds.size());
@@ -265,7 +282,8 @@ class Sweep {
     if (kind.tokens) row.tokens_per_second = *row.samples_per_second * static_cast<double>(kind.positions);
     row.bubble = bubble_of(run.plan, result);
     row.loss = result.loss;
-    if (run.costs) row.predicted_step_seconds = runtime::predict(run.plan, *run.costs).step_seconds;
+    row.predicted_step_seconds = runtime::predict(run.plan, costs).step_seconds;
+    row.estimated = !run.costs;
     const auto most = std::max_element(result.memory.begin(), result.memory.end(),
                                        [](const auto& a, const auto& b) { return a.measured < b.measured; });
     if (most == result.memory.end()) return;
@@ -318,35 +336,37 @@ class Sweep {
     return text;
   }
 
-  void write_files() const {
-    if (command_.output.empty()) return;
+  // Whether they are whole: a sweep goes on without, and says so at its end.
+  bool write_files() const {
+    if (command_.output.empty()) return true;
     const std::vector<SweepRow> all = rows();
-    storage::FileSystem& files = storage::real_file_system();
     try {
       for (const auto& [name, text] : {std::pair{"sweep.csv", observe::sweep_csv(all)},
                                        std::pair{"sweep.json", observe::sweep_json(all, best_command(all))}}) {
-        const std::string path = fmt::format("{}/{}", command_.output, name);
-        files.write_text(path + ".partial", text);
-        files.rename(path + ".partial", path);
+        write_whole(fmt::format("{}/{}", command_.output, name), text);
       }
     } catch (const Error& error) {
       note(fmt::format("warning: {}\n", error.what()));
+      return false;
     }
+    return true;
   }
 
   ExitCode finish() {
     const std::vector<SweepRow> all = rows();
-    double found[1] = {observe::fastest(all) ? 1.0 : 0.0};
-    world_.max(found);
+    double facts[2] = {observe::fastest(all) ? 1.0 : 0.0, 0};
+    if (world_.rank() == 0) facts[1] = write_files() ? 0 : 1;
+    world_.max(facts);
+    const bool found = facts[0] > 0;
     if (world_.rank() == 0) {
-      write_files();
       std::string text = observe::sweep_table(all);
-      if (found[0] > 0) text += fmt::format("fastest:\n  {}\n", best_command(all));
+      if (found) text += fmt::format("fastest:\n  {}\n", best_command(all));
       print(text);
       if (stopped_) say("stopped on request; what had been measured is above");
     }
     if (stopped_) return ExitCode::Interrupted;
-    return found[0] > 0 ? ExitCode::Done : static_cast<ExitCode>(candidates_.front().row.exit_code);
+    if (facts[1] > 0) return ExitCode::Storage;
+    return found ? ExitCode::Done : static_cast<ExitCode>(candidates_.front().row.exit_code);
   }
 
   comm::Communicator& world_;

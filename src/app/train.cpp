@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <optional>
 
@@ -50,12 +51,8 @@ std::string precision_note(const config::Config& config) {
   return fmt::format("; products in bfloat16: {}", ops::describe_matmul(precision));
 }
 
-// By the profile, or else by the speed of the cores: which orders layouts, but may be far from the step's time.
 Expectation expectation(const PreparedRun& run, double peak_flops) {
-  const auto threads = static_cast<std::int64_t>(run.node.threads);
-  const auto all_threads = static_cast<double>(run.plan.mesh.size() * threads);
-  const plan::CostModel costs = run.costs ? *run.costs : plan::estimated_costs(peak_flops / all_threads, threads);
-  const runtime::Prediction prediction = runtime::predict(run.plan, costs);
+  const runtime::Prediction prediction = runtime::predict(run.plan, costs_of(run, peak_flops));
   return {prediction.step_seconds, prediction.pass_seconds, prediction.bubble,
           run.costs ? run.plan.config.parallel.profile : "an estimate (no parallel.profile)"};
 }
@@ -80,7 +77,7 @@ ExitCode train(Context& context, const config::TrainCommand& command) {
   runtime::agree(world, [&] {
     trace =
         trace_window(command, runtime::total_steps(plan.config.training, runtime::training_samples(plan, *run.data)));
-    if (trace && !command.dry_run && world.rank() == 0) try_trace(command.trace);
+    if (trace && !command.dry_run && world.rank() == 0) require_writable(command.trace);
   });
   if (command.dry_run) {
     fit_memory(world, run, ranks);
@@ -101,12 +98,16 @@ ExitCode train(Context& context, const config::TrainCommand& command) {
     return observers;
   };
   if (run.costs && world.rank() == 0) {
-    const std::string difference = taken_elsewhere(run.costs->machine, plan.config.parallel.profile);
-    if (!difference.empty()) note(fmt::format("warning: {}\n", difference));
+    const std::string& path = plan.config.parallel.profile;
+    for (const std::string& difference :
+         {taken_elsewhere(run.costs->machine, path), taken_of_another(*run.costs, plan.graph, path)}) {
+      if (!difference.empty()) note(fmt::format("warning: {}\n", difference));
+    }
   }
   if (world.rank() == 0) {
-    note(fmt::format("{}{} thread{} a rank{}\n", summary(plan), run.node.threads, run.node.threads == 1 ? "" : "s",
-                     precision_note(plan.config)));
+    const int nodes = 1 + *std::max_element(plan.node_of_rank.begin(), plan.node_of_rank.end());
+    note(fmt::format("{}{} thread{} a rank{}{}\n", summary(plan), run.node.threads, run.node.threads == 1 ? "" : "s",
+                     nodes > 1 ? fmt::format(" on {} nodes", nodes) : "", precision_note(plan.config)));
   }
   const runtime::TrainResult result = runtime::train(world, plan, *run.data, storage::real_file_system(), options);
   if (world.rank() == 0) {

@@ -76,11 +76,12 @@ std::string summary(const runtime::RunPlan& plan) {
   const double bubble = timing_of(plan, times).bubble();
   return fmt::format(
       "model: {} parameters, {} units, {} FLOPs a step\n"
-      "mesh: data {} × pipeline {} × tensor {} = {} ranks; {} micro-batches of {} samples a replica\n"
+      "mesh: data {} × pipeline {} × tensor {} = {} rank{}; {} micro-batch{} of {} sample{} a replica\n"
       "schedule: {}, predicted bubble {:.1f}%\n{}",
       human_count(static_cast<double>(model::parameter_elements(plan.graph))), plan.graph.units.size(),
       human_count(runtime::step_flops(plan)), plan.mesh.data, plan.mesh.pipeline, plan.mesh.tensor, plan.mesh.size(),
-      c.training.micro_batches, plan.micro_batch_samples,
+      plan.mesh.size() == 1 ? "" : "s", c.training.micro_batches, c.training.micro_batches == 1 ? "" : "es",
+      plan.micro_batch_samples, plan.micro_batch_samples == 1 ? "" : "s",
       plan.schedule_origin.empty() ? config::name_of(c.parallel.schedule)
                                    : fmt::format("auto ({})", plan.schedule_origin),
       100.0 * bubble, recompute_line(plan));

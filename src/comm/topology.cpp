@@ -11,6 +11,7 @@
 #include <fstream>
 #include <iterator>
 #include <limits>
+#include <numeric>
 #include <set>
 #include <sstream>
 #include <string_view>
@@ -129,6 +130,13 @@ std::vector<int> to_numbers(const std::string& text) {
   return {std::istream_iterator<int>(in), std::istream_iterator<int>()};
 }
 
+// Of the running kernel, in containers too.
+std::string machine() {
+  std::string boot;
+  std::ifstream("/proc/sys/kernel/random/boot_id") >> boot;
+  return boot.empty() ? "unknown" : boot;
+}
+
 int whole_cores(double cores) { return std::max(1, static_cast<int>(std::floor(std::min(cores, 1e6)))); }
 
 }  // namespace
@@ -180,18 +188,27 @@ NodePlan plan_node(std::span<const std::vector<int>> masks, std::size_t mine, do
   };
   plan.threads = threads_of(masks[mine]);
 
-  int on_node = 0;
-  for (const auto& mask : masks) {
-    on_node += threads_of(mask);
-    // Ranks that can go nowhere else than into this mask.
-    int inside = 0;
-    for (const auto& other : masks) {
-      if (std::includes(mask.begin(), mask.end(), other.begin(), other.end())) inside += threads_of(other);
-    }
-    plan.oversubscribed |= inside > static_cast<int>(mask.size());
-  }
-  plan.oversubscribed |= on_node > plan.cores;
+  std::vector<int> counts;
+  for (const auto& mask : masks) counts.push_back(threads_of(mask));
+  plan.oversubscribed = crowded(masks, counts) || std::accumulate(counts.begin(), counts.end(), 0) > plan.cores;
   return plan;
+}
+
+bool crowded(std::span<const std::vector<int>> masks, std::span<const int> threads) {
+  std::set<int> all;
+  int sum = 0;
+  for (std::size_t r = 0; r < masks.size(); ++r) {
+    all.insert(masks[r].begin(), masks[r].end());
+    sum += threads[r];
+    // Of ranks that can go nowhere else than into this mask.
+    int inside = 0;
+    for (std::size_t other = 0; other < masks.size(); ++other) {
+      const bool within = std::includes(masks[r].begin(), masks[r].end(), masks[other].begin(), masks[other].end());
+      if (within) inside += threads[other];
+    }
+    if (inside > static_cast<int>(masks[r].size())) return true;
+  }
+  return sum > static_cast<int>(all.size());
 }
 
 NodePlan plan_node(Communicator& world, int threads) {
@@ -201,7 +218,24 @@ NodePlan plan_node(Communicator& world, int threads) {
   // Ranks of one container see the same quota; where they differ, the largest is that of a group above.
   double quota = std::min(cgroup_cores(), 1e6);
   node->max({&quota, 1});
-  return plan_node(masks, static_cast<std::size_t>(node->rank()), quota, threads);
+  NodePlan plan = plan_node(masks, static_cast<std::size_t>(node->rank()), quota, threads);
+
+  // Containers of one machine are nodes to MPI, and cannot see each other; its cores they share all the same.
+  const std::string mine = machine();
+  masks.clear();
+  std::vector<int> counts;
+  for (const std::string& text :
+       world.gather_strings(fmt::format("{} {} {}", mine, plan.threads, to_text(affinity_mask())))) {
+    std::istringstream in(text);
+    std::string where;
+    int count = 0;
+    in >> where >> count;
+    if (where != mine) continue;
+    counts.push_back(count);
+    masks.emplace_back(std::istream_iterator<int>(in), std::istream_iterator<int>());
+  }
+  plan.oversubscribed |= crowded(masks, counts);
+  return plan;
 }
 
 long long peak_resident_bytes() {

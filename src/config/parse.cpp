@@ -21,6 +21,13 @@ Value read_document(const std::string& text, const std::string& source_name) {
 
 }  // namespace
 
+void check_keys(const std::string& text, const std::string& source_name, const std::vector<std::string>& overrides) {
+  Value root = read_document(text, source_name);
+  Origin origin(source_name);
+  for (const std::string& text_of_override : overrides) origin.apply(root, text_of_override);
+  read_config(root, origin);
+}
+
 Config parse(const std::string& text, const std::string& source_name, const std::vector<std::string>& overrides) {
   Value root = read_document(text, source_name);
   Origin origin(source_name);

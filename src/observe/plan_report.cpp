@@ -37,9 +37,11 @@ std::string to_text(const PlanReport& report) {
          row.recompute, row.pipeline == 1 ? "-" : fmt::format("{:.1f}%", 100 * row.bubble),
          share(row.communication, row.step_seconds), share(row.optimizer, row.step_seconds), human_bytes(row.memory)});
   }
-  text += format_table({"", "step, ms", "data", "pipeline", "tensor", "micro-batches", "schedule", "cut", "recompute",
-                        "bubble", "communication", "optimizer", "peak memory"},
-                       rows);
+  if (!rows.empty()) {
+    text += format_table({"", "step, ms", "data", "pipeline", "tensor", "micro-batches", "schedule", "cut", "recompute",
+                          "bubble", "communication", "optimizer", "peak memory"},
+                         rows);
+  }
   const auto hidden = static_cast<std::int64_t>(report.rows.size() - shown(report));
   if (hidden + report.bounded > 0) {
     text += fmt::format("{} slower layouts are not shown{}\n", hidden + report.bounded,

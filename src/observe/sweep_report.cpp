@@ -34,7 +34,8 @@ const char* name_of(State state) {
 std::vector<std::string> short_keys(const std::vector<SweepRow>& rows) {
   std::vector<std::string> keys;
   const auto last = [](const std::string& key) { return key.substr(key.find_last_of('.') + 1); };
-  for (const auto& [key, value] : rows.front().combination) {
+  for (const auto& choice : rows.front().combination) {
+    const std::string& key = choice.first;
     const auto alike = std::count_if(rows.front().combination.begin(), rows.front().combination.end(),
                                      [&](const auto& other) { return last(other.first) == last(key); });
     keys.push_back(alike > 1 ? key : last(key));
@@ -67,6 +68,10 @@ constexpr Fact kFacts[] = {{"step_seconds", &SweepRow::step_seconds},
                            {"predicted_memory", &SweepRow::predicted_memory},
                            {"loss", &SweepRow::loss},
                            {"predicted_step_seconds", &SweepRow::predicted_step_seconds}};
+
+std::string_view predicted_by(const SweepRow& row) {
+  return !row.predicted_step_seconds ? "" : row.estimated ? "estimate" : "profile";
+}
 
 std::string quoted(const std::string& text) {
   if (text.find_first_of(",\"\r\n") == std::string::npos) return text;
@@ -113,9 +118,15 @@ std::string sweep_table(const std::vector<SweepRow>& rows) {
     line.push_back(cell(row.loss, 1, "{:.5g}"));
     line.push_back(cell(row.predicted_step_seconds, 1e3, "{:.2f}"));
     line.push_back(best == i ? "fastest" : row.state == State::Done ? "" : name_of(row.state));
-    if (row.state == State::Failed) reasons += fmt::format("{}: {}\n", shown(row), row.reason);
+    if (row.state != State::Failed) continue;
+    const auto same = [&](const SweepRow& other) { return other.state == State::Failed && other.reason == row.reason; };
+    if (std::any_of(rows.begin(), rows.begin() + static_cast<std::ptrdiff_t>(i), same)) continue;
+    const auto more = std::count_if(rows.begin(), rows.end(), same) - 1;
+    reasons += fmt::format("{}{}: {}\n", shown(row), more > 0 ? fmt::format(" and {} more", more) : "", row.reason);
   }
-  return format_table(header, cells) + reasons;
+  const bool estimated = std::any_of(rows.begin(), rows.end(), [](const SweepRow& row) { return row.estimated; });
+  return format_table(header, cells) +
+         (estimated ? "predicted: an estimate where parallel.profile names no profile\n" : "") + reasons;
 }
 
 std::string sweep_csv(const std::vector<SweepRow>& rows) {
@@ -125,7 +136,7 @@ std::string sweep_csv(const std::vector<SweepRow>& rows) {
   }
   text += "state,reason,exit_code,ranks,steps";
   for (const Fact& fact : kFacts) text += fmt::format(",{}", fact.name);
-  text += "\r\n";
+  text += ",predicted_by\r\n";
   for (const SweepRow& row : rows) {
     for (const auto& [key, value] : row.combination) text += quoted(value) + ",";
     text += fmt::format("{},{},{},{},{}", name_of(row.state), quoted(row.reason), row.exit_code, row.ranks, row.steps);
@@ -133,6 +144,7 @@ std::string sweep_csv(const std::vector<SweepRow>& rows) {
       const std::optional<double>& value = row.*fact.value;
       text += value ? fmt::format(",{}", *value) : ",";
     }
+    text += fmt::format(",{}", predicted_by(row));
     text += "\r\n";
   }
   return text;
@@ -152,6 +164,7 @@ std::string sweep_json(const std::vector<SweepRow>& rows, const std::string& bes
     for (const Fact& fact : kFacts) {
       if (const std::optional<double>& value = row.*fact.value) object[fact.name] = *value;
     }
+    if (row.predicted_step_seconds) object["predicted_by"] = predicted_by(row);
     json["combinations"].push_back(std::move(object));
   }
   if (const std::optional<std::size_t> best = fastest(rows)) {

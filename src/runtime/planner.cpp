@@ -146,7 +146,7 @@ class Planner {
     for (const model::Unit& piece : graph_.pieces) least += costs_of(size).boundary_bytes(piece.node_begin);
     least /= static_cast<double>(size.pipeline);
     if (least <= r_.memory) return true;
-    reject_for_memory(size, "");
+    reject_for_memory(size, fmt::format(": at least {}", observe::human_bytes(least)));
     return false;
   }
   void reject_for_memory(const LayoutSize& size, const std::string& more) {
@@ -203,9 +203,6 @@ class Planner {
     config.parallel.chunks = candidate.chunks;
     config.parallel.partition = candidate.cut;
     config.parallel.partition_units.clear();
-    const bool by_profile =
-        candidate.cut == config::PartitionRule::Profile || candidate.schedule == config::ScheduleName::Automatic;
-    if (!by_profile) config.parallel.profile.clear();
     config.training.recompute = candidate.recompute;
     config.training.recompute_layers.clear();
     if (candidate.recompute == config::Recompute::Auto) {

@@ -157,7 +157,7 @@ def schedules(folder):
         "schedule_held": by_name("1f1b", 4, 8, "--most-held", "1"),
         **{f"schedule_file_{name}": ["schedule", "--file", str(folder / f"{name}.csv")] for name in SCHEDULE_FILES},
         "schedule_file_verify": ["schedule", "--file", str(folder / "valid.csv"), "--verify", "--forward", "2"],
-        "schedule_no_file": ["schedule", "--file", "nowhere.csv"],
+        "schedule_no_file": ["schedule", "--file", "nowhere.csv"], "schedule_directory": ["schedule", "--file", "configs"],
         "schedule_no_name": ["schedule", "--stages", "4", "--micro-batches", "8"],
         "schedule_wrong_name": by_name("zbv", 4, 8),
         "schedule_wrong_ranks": by_name("interleaved", 8, 8, "--ranks", "3"),

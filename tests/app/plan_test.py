@@ -39,6 +39,19 @@ def work(arguments, folder):
     assert {key: chosen[key] for key in ("data", "pipeline", "tensor")} == {
         key: layouts[0][key] for key in ("data", "pipeline", "tensor")}
     runs.train(arguments.trainer, 2, ["--config", best], folder / "best.log", 60)
+    # Whatever its layout, the run is held against what the plan has promised.
+    summary = json.loads((folder / "run/summary.json").read_text())
+    promised = [p for p in summary["predictions"] if p["what"] == "step seconds"]
+    assert [p["source"] for p in promised] == [str(profile)], summary["predictions"]
+    assert abs(promised[0]["predicted"] / layouts[0]["step_seconds"] - 1) < 1e-6, (promised, layouts[0])
+
+    # A profile of another model says so, and one that cannot be written is not measured first.
+    other = subprocess.run([str(arguments.trainer), "plan", "--config", str(config), "--ranks", "2", "--profile", str(profile),
+                            "--set", "training.sequence_length=8"], capture_output=True, text=True, timeout=60)
+    assert other.returncode == 0 and "warning" in other.stderr and "has no times of 4 of the model's 4" in other.stderr, other.stderr
+    with runs.Run(arguments.trainer, 2, ["profile", "--config", config, "--output", folder, "--seconds", 1000],
+                  folder / "refused.log") as run:
+        assert run.wait(30) == 4 and run.tail().count("is a directory") == 1, run.tail()
 
     # A pipeline in the profile's cut, and with a schedule made for its times.
     for schedule in ("1f1b", "auto"):

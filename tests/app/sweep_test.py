@@ -103,6 +103,21 @@ def check_refused_output(arguments, folder, path):
     expect(done.returncode == 2 and "is there already" in done.stderr, f"{done.returncode}: {done.stderr}")
 
 
+def check_relations(arguments, folder, path):
+    """A value that does not go with others is a row; the reason stands once. Where nothing can run, one message."""
+    def sweep(*over):
+        command = [str(arguments.trainer), "sweep", "--config", str(path), "--steps", "2"]
+        for one in over:
+            command += ["--over", one]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+    done = sweep("training.micro_batches=3,4", "training.seed=1,2")
+    expect(done.returncode == 0 and done.stdout.count("failed") == 2, f"{done.returncode}: {done.stdout}{done.stderr}")
+    expect(done.stdout.count("not a multiple of micro_batches 3") == 1 and " and 1 more: " in done.stdout, done.stdout)
+    done = sweep("training.micro_batches=3")
+    expect(done.returncode == 2 and done.stderr.startswith("trainer: --over training.micro_batches=3: ") and not done.stdout,
+           f"{done.returncode}: {done.stdout}{done.stderr}")
+
+
 def check_halving(arguments, folder, path):
     out = folder / "halved"
     times = ("1", "11", "21", "31", "41")  # far apart: two measured steps decide the first round
@@ -137,6 +152,7 @@ def work(arguments, folder):
     command, log = check_rows(arguments, folder, path)
     check_winner(folder, command, log)
     check_refused_output(arguments, folder, path)
+    check_relations(arguments, folder, path)
     check_halving(arguments, folder, path)
     check_interrupted(arguments, folder, path)
     print("sweep: rows, reasons, losses, the winner's command, halving and a stop are as they should be")

@@ -23,6 +23,21 @@ std::optional<std::string> message(int mpi_size, const Variables& variables) {
   return wrong_launcher_message(mpi_size, environment(variables));
 }
 
+TEST_CASE("whether MPI_Finalize may hang is known by library, device and version") {
+  const auto text = [](const std::string& version, const std::string& device) {
+    return "MPICH Version:\t" + version + "\nMPICH Release date:\tunknown\nMPICH Device:\t" + device + "\n";
+  };
+  CHECK(finalize_can_hang(text("4.0.2", "ch4:ucx")));
+  CHECK(finalize_can_hang(text("3.4", "ch4:ucx")));
+  CHECK(finalize_can_hang(text("4.1.2", "ch4:ucx")));
+  CHECK(!finalize_can_hang(text("4.2.0", "ch4:ucx")));
+  CHECK(!finalize_can_hang(text("5.0.0b1", "ch4:ucx")));
+  CHECK(!finalize_can_hang(text("4.0.2", "ch4:ofi")));
+  CHECK(!finalize_can_hang(text("4.0.2", "ch3:nemesis")));
+  CHECK(!finalize_can_hang("Open MPI v4.1.4, package: Debian OpenMPI"));
+  CHECK(!finalize_can_hang(""));
+}
+
 }  // namespace
 
 TEST_CASE("several ranks that see one are told what was found") {

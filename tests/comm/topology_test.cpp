@@ -164,6 +164,18 @@ TEST_CASE("the plan of a node, for ranks that are free, bound, and badly bound")
   CHECK(plan_node(uneven, 2, INFINITY, 0).oversubscribed);
 }
 
+TEST_CASE("cores are crowded when threads that can go nowhere else are more than they") {
+  const std::vector<std::vector<int>> bound{{0}, {1}, {0}, {1}};  // four containers on two cores
+  CHECK(crowded(bound, std::vector{1, 1, 1, 1}));
+  CHECK(!crowded(std::vector(bound.begin(), bound.begin() + 2), std::vector{1, 1}));
+  CHECK(crowded(std::vector(bound.begin(), bound.begin() + 2), std::vector{2, 1}));
+  const std::vector<std::vector<int>> everywhere(3, range(0, 4));
+  CHECK(!crowded(everywhere, std::vector{1, 1, 2}));
+  CHECK(crowded(everywhere, std::vector{2, 1, 2}));
+  CHECK(crowded(std::vector<std::vector<int>>{{0}, {0}, range(0, 4)}, std::vector{1, 1, 1}));
+  CHECK(!crowded(std::vector<std::vector<int>>{{0}, range(0, 4)}, std::vector{1, 3}));
+}
+
 TEST_CASE("the plan over a communicator") {
   run_in_process(4, [](Communicator& c) {
     const NodePlan plan = plan_node(c);

@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include "trainer/comm/communicator.hpp"
 
@@ -13,6 +14,7 @@ namespace trainer::comm {
 
 /// Initialises MPI (FUNNELED) and finalises it on destruction (after a polite barrier; not while an exception unwinds,
 /// because the other ranks may never come). Works without mpiexec: one rank. Outlives all communicators.
+/// Where finalize_can_hang and the ranks are on several nodes, it takes leave of mpiexec without MPI_Finalize.
 class MpiSession {
  public:
   MpiSession(int* argc, char*** argv);
@@ -32,6 +34,11 @@ class MpiSession {
 /// what was.
 using Environment = std::function<const char*(const char* name)>;
 std::optional<std::string> wrong_launcher_message(int mpi_size, const Environment& environment = std::getenv);
+
+/// Whether MPI_Finalize of this library (the whole text of MPI_Get_library_version) may never return on several nodes.
+/// MPICH over UCX waits for the launcher's barrier without progress once it has disconnected itself, while others still
+/// need its answers; with TCP every second run hangs. MPICH 4.2 has no such barrier (pmodels/mpich pull request 6596).
+bool finalize_can_hang(std::string_view library_version);
 
 /// This process's rank as its launcher's environment tells it, without starting MPI; 0 without a launcher.
 int launched_rank(const Environment& environment = std::getenv);

@@ -24,7 +24,11 @@ struct NodePlan {
   bool oversubscribed = false;
 };
 
-/// The plan of this rank's node. Collective over `world`. `threads` > 0 is the user's number of threads a rank.
+/// Whether some cores have more threads than one, when rank r runs threads[r] threads on the cores masks[r].
+bool crowded(std::span<const std::vector<int>> masks, std::span<const int> threads);
+
+/// The plan of this rank's node; ranks elsewhere on the same machine (in other containers) count when it is asked
+/// whether cores are oversubscribed. Collective over `world`. `threads` > 0 is the user's number of threads a rank.
 NodePlan plan_node(Communicator& world, int threads = 0);
 
 /// The same as a pure function: `masks` are the cores that each rank of the node may run on (equal, overlapping or

@@ -20,11 +20,12 @@ struct SweepRow {
   std::int64_t steps = 0;              // measured, over all repeats, without the first of each
   std::optional<double> step_seconds;  // median
   std::optional<double> samples_per_second, tokens_per_second;
-  std::optional<double> bubble;                  // share of the ranks' time in a step's pass that nobody computes
-  std::optional<double> peak_memory;             // bytes, of the rank with most
-  std::optional<double> predicted_memory;        // of the same rank
-  std::optional<double> loss;                    // of the last step
-  std::optional<double> predicted_step_seconds;  // where there is a cost model
+  std::optional<double> bubble;            // share of the ranks' time in a step's pass that nobody computes
+  std::optional<double> peak_memory;       // bytes, of the rank with most
+  std::optional<double> predicted_memory;  // of the same rank
+  std::optional<double> loss;              // of the last step
+  std::optional<double> predicted_step_seconds;
+  bool estimated = false;  // predicted without a profile
 };
 
 /// By what rows are compared: tokens or samples a second; nullopt when the row has not been measured.
