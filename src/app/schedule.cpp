@@ -35,8 +35,8 @@ std::int64_t chunks_of(const schedule::Generator& generator, const config::Sched
     refuse(fmt::format("--stages is {}{}; {} needs a multiple of {}", command.stages,
                        command.ranks > 0 ? fmt::format(" on {} ranks", ranks) : "", generator.name,
                        command.ranks > 0 && generator.chunks > 0 ? ranks * generator.chunks
-                       : command.ranks > 0                         ? ranks
-                                                                   : natural));
+                       : command.ranks > 0                       ? ranks
+                                                                 : natural));
   }
   const std::int64_t chunks = command.stages / ranks;
   if (generator.chunks > 0 && chunks != generator.chunks) {

@@ -248,7 +248,8 @@ struct Config {
 Config parse(const std::string& text, const std::string& source_name, const std::vector<std::string>& overrides = {});
 
 /// As parse(), but checks each key by itself only, not the keys against each other.
-void check_keys(const std::string& text, const std::string& source_name, const std::vector<std::string>& overrides = {});
+void check_keys(const std::string& text, const std::string& source_name,
+                const std::vector<std::string>& overrides = {});
 
 /// "8GiB", "1.5 GB", "300MiB", "4096": whole bytes; nothing where it is no size below 2⁶².
 std::optional<std::int64_t> bytes_of(std::string_view text);
