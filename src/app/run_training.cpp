@@ -10,6 +10,7 @@
 #include "trainer/observe/reporters.hpp"
 #include "trainer/ops/matmul.hpp"
 #include "trainer/runtime/agreement.hpp"
+#include "trainer/runtime/compression_plan.hpp"
 #include "trainer/runtime/recompute.hpp"
 #include "trainer/runtime/worker.hpp"
 
@@ -115,6 +116,7 @@ PreparedRun prepare_run(comm::Communicator& world, RunRequest request, DataCache
   runtime::agree(world, [&] {
     require_precision(request.config, request.kernels);
     run.plan = runtime::make_plan(std::move(request.config), request.ranks, {run.costs ? &*run.costs : nullptr, {}});
+    runtime::require_compression(run.plan);
     run.data = cache.load(run.plan.config, runtime::model_input(run.plan.graph));
     runtime::check_samples(run.plan, *run.data);
   });

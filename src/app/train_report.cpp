@@ -11,6 +11,7 @@
 #include "trainer/observe/reporters.hpp"
 #include "trainer/observe/summary.hpp"
 #include "trainer/plan/cut.hpp"
+#include "trainer/runtime/gradient_sync.hpp"
 #include "trainer/runtime/parameters.hpp"
 #include "trainer/runtime/recompute.hpp"
 
@@ -209,6 +210,7 @@ void write_summary(const runtime::RunPlan& plan, const runtime::TrainResult& res
   facts.validation_loss = result.validation_loss;
   facts.accuracy = result.accuracy;
   facts.seconds = result.seconds;
+  facts.exchange_bytes = result.exchange_bytes;
   facts.exit_code = static_cast<int>(result.code);
   for (std::size_t r = 0; r < result.memory.size(); ++r) {
     const runtime::RankMemory& memory = result.memory[r];
@@ -236,6 +238,16 @@ void write_summary(const runtime::RunPlan& plan, const runtime::TrainResult& res
   }
 }
 
+// What replicas have sent each other, beside what they would have sent of float32 gradients.
+std::string exchange_line(const runtime::RunPlan& plan, const runtime::TrainResult& result, std::int64_t steps) {
+  const double step = result.exchange_bytes / static_cast<double>(steps);
+  const double whole = runtime::uncompressed_bytes(plan);
+  return fmt::format(
+      "gradients sent between replicas: {} a step by all ranks, {:.1f} times less than the {} of float32 "
+      "sums\n",
+      human_bytes(step), whole / step, human_bytes(whole));
+}
+
 }  // namespace
 
 void report(const runtime::RunPlan& plan, const runtime::TrainResult& result, const Expectation& expected) {
@@ -257,6 +269,7 @@ void report(const runtime::RunPlan& plan, const runtime::TrainResult& result, co
     print(fmt::format("optimistic updates: {} of {} steps, {} taken back\n", result.optimistic_updates, steps,
                       result.updates_taken_back));
   }
+  if (plan.compresses()) print(exchange_line(plan, result, steps));
   if (!result.checkpoint.empty()) print(fmt::format("checkpoint: {}\n", result.checkpoint));
   write_summary(plan, result, held, simulated);
 }

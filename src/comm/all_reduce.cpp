@@ -276,4 +276,16 @@ std::size_t Communicator::all_reduce_extra_bytes(std::int64_t count, int ranks) 
   return static_cast<std::size_t>(layout.slots * layout.slot_elements(ranks)) * sizeof(float);
 }
 
+std::int64_t Communicator::all_reduce_sent_bytes(std::int64_t count, int ranks, int rank) {
+  const Layout layout(count, ranks);
+  std::int64_t elements = 0;
+  for (std::int64_t p = 0; p < layout.pieces; ++p) {
+    const std::int64_t piece = split_range(count, layout.pieces, p).size();
+    const std::int64_t mine = layout.one_round ? piece : split_range(piece, ranks, rank).size();
+    // Everybody's chunks to their owners, and the sum of the own one to everybody.
+    elements += layout.one_round ? piece * (ranks - 1) : piece - mine + mine * (ranks - 1);
+  }
+  return elements * static_cast<std::int64_t>(sizeof(float));
+}
+
 }  // namespace trainer::comm

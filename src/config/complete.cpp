@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "compression_keys.hpp"
 #include "read.hpp"
 
 namespace trainer::config {
@@ -305,6 +306,7 @@ void complete(Config& config, const Value& root, const Origin& origin) {
   completion.batch();
   completion.pipeline();
   completion.others();
+  complete_compression(config.parallel.compression, root, origin);
 }
 
 }  // namespace trainer::config

@@ -88,6 +88,13 @@ Key<Training> recompute_key(const char* help) {
   return make_key<Training>("recompute", std::move(rule), help, set_recompute, get_recompute);
 }
 
+Key<CsvData> delimiter_key(const char* help) {
+  return make_key<CsvData>(
+      "delimiter", {.kind = Kind::Character}, help,
+      [](CsvData& d, const Value& v) { d.delimiter = v.as<std::string>()->front(); },
+      [](const CsvData& d) { return Value{std::string(1, d.delimiter)}; });
+}
+
 Key<Parallel> memory_key(const char* help) {
   return make_key<Parallel>(
       "memory_per_rank", {.kind = Kind::Bytes}, help,

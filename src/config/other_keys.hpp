@@ -8,6 +8,9 @@ namespace trainer::config {
 /// training.recompute: a word, or names of layers.
 Key<Training> recompute_key(const char* help);
 
+/// data.delimiter: one character.
+Key<CsvData> delimiter_key(const char* help);
+
 /// parallel.memory_per_rank: bytes, as a number or with a unit.
 Key<Parallel> memory_key(const char* help);
 

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <optional>
 
+#include "compression_keys.hpp"
 #include "other_keys.hpp"
 #include "trainer/core/error.hpp"
 
@@ -118,13 +119,6 @@ Key<Training> seed_key(const char* help) {
         constexpr auto kMax = static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
         return t.seed > kMax ? Value{t.seed} : Value{static_cast<std::int64_t>(t.seed)};
       });
-}
-
-Key<CsvData> delimiter_key(const char* help) {
-  return bind<CsvData>(
-      "delimiter", {.kind = Kind::Character}, help, "",
-      [](CsvData& d, const Value& v) { d.delimiter = v.as<std::string>()->front(); },
-      [](const CsvData& d) { return Value{std::string(1, d.delimiter)}; });
 }
 
 Key<MlpModel> hidden_sizes_key(const char* help, const char* example) {
@@ -367,6 +361,7 @@ void add_the_rest(Schema& s) {
        partition_key("what stages balance, or the units of each stage; profile: measured times"),
        key("profile", &P::profile, "file of `trainer profile`, for partition \"profile\"; \"\": none"),
        memory_key("that no rank may be predicted to need; 0: what the node has")}};
+  for (Key<P>& each : compression_keys()) s.parallel.keys.push_back(std::move(each));
   s.checkpoint = {"checkpoint",
                   "",
                   {key("directory", &Checkpoint::directory, "where checkpoints go; \"\": none are written"),

@@ -120,6 +120,7 @@ class Metrics final : public Observer {
     line["samples"] = report.samples;
     line["tokens"] = report.tokens;
     if (report.peak_flops > 0) line["flops_share"] = report.flops / report.step_seconds / report.peak_flops;
+    if (report.exchange_bytes > 0) line["exchange_bytes"] = static_cast<std::int64_t>(report.exchange_bytes);
     if (report.allocations >= 0) line["allocations"] = report.allocations;
     if (!report.splits.empty()) line["time"] = time_by_rank(report.splits);
     write(line);

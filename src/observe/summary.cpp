@@ -11,6 +11,7 @@ std::string to_json(const RunSummary& summary) {
   if (summary.validation_loss) json["validation_loss"] = *summary.validation_loss;
   if (summary.accuracy) json["accuracy"] = *summary.accuracy;
   json["seconds"] = summary.seconds;
+  if (summary.exchange_bytes > 0) json["exchange_bytes"] = summary.exchange_bytes;
   json["exit_code"] = summary.exit_code;
   json["peak_memory"] = Json::array();
   for (const RunSummary::Memory& m : summary.memory) {

@@ -49,31 +49,47 @@ GradientSync::GradientSync(const RunPlan& plan, const plan::Coordinates& at, Par
       replicas_(data.size()),
       terms_(static_cast<std::size_t>(data.size())),
       log_(log) {
+  if (replicas_ > 1 && plan.compresses()) {
+    compressed_ = std::make_unique<CompressedExchange>(plan, at, parameters, data);
+  }
   if (replicas_ > 1) make_buckets(data);
   make_tied(plan, at, pipeline);
 }
 
 void GradientSync::make_buckets(comm::Communicator& data) {
-  const ParameterLayout& layout = parameters_.layout();
-  for (const BucketRange& range : bucket_ranges(layout)) {
+  for (const BucketRange& range : bucket_ranges(parameters_.layout())) {
     Bucket bucket;
     bucket.first_node = range.first_node;
-    if (parameters_.shared() == nullptr) {
-      bucket.reduce = data.make_all_reduce(parameters_.gradients() + range.begin,
-                                           static_cast<std::int64_t>(range.end - range.begin));
+    const Range gradients{static_cast<std::int64_t>(range.begin), static_cast<std::int64_t>(range.end)};
+    if (compressed_) {
+      bucket.reduce = &compressed_->make_bucket(gradients);
+    } else if (parameters_.shared() == nullptr) {
+      bucket.plain = data.make_all_reduce(parameters_.gradients() + range.begin, gradients.size());
+      bucket.sent_bytes = comm::Communicator::all_reduce_sent_bytes(gradients.size(), replicas_, data.rank());
+      bucket.reduce = bucket.plain.get();
     } else {
-      for (const HeldParameter& held : layout.held) {
-        for (const std::size_t gradient : held.gradients) {
-          if (gradient < range.begin || gradient >= range.end) continue;
-          for (const Piece& piece : parameters_.duty(held)) {
-            const std::int64_t begin = static_cast<std::int64_t>(gradient) + piece.begin;
-            bucket.duty.push_back({begin, begin + piece.box.elements()});
-          }
-        }
-      }
+      bucket.duty = duty_of(parameters_, gradients);
     }
     buckets_.push_back(std::move(bucket));
   }
+}
+
+std::vector<Range> GradientSync::duty_of(const Parameters& parameters, Range gradients) {
+  std::vector<Range> duty;
+  for (const HeldParameter& held : parameters.layout().held) {
+    for (const std::size_t gradient : held.gradients) {
+      const auto use = static_cast<std::int64_t>(gradient);
+      if (use < gradients.begin || use >= gradients.end) continue;
+      for (const Piece& piece : parameters.duty(held)) {
+        duty.push_back({use + piece.begin, use + piece.begin + piece.box.elements()});
+      }
+    }
+  }
+  return duty;
+}
+
+void GradientSync::begin_step(std::int64_t step) {
+  if (compressed_) compressed_->begin_step(step);
 }
 
 void GradientSync::make_tied(const RunPlan& plan, const plan::Coordinates& at, comm::Communicator& pipeline) {
@@ -125,7 +141,9 @@ void GradientSync::weight_done(NodeId node) {
     if (bucket.started || bucket.first_node != node) continue;
     bucket.started = true;
     if (bucket.reduce) {
+      const ActivitySpan encoding(compressed_ ? log_ : nullptr, Activity::Replicas);
       bucket.reduce->start();
+      sent_bytes_ += bucket.sent_bytes;
     } else {
       parameters_.shared()->post(kBucketsReady, buckets_before_ + b + 1);
     }
@@ -222,8 +240,11 @@ GradientMemory gradient_memory(const RunPlan& plan, const ParameterLayout& param
   GradientMemory memory;
   if (plan.mesh.data > 1 && !parameters.shared) {
     for (const BucketRange& range : bucket_ranges(parameters)) {
-      memory.own += comm::Communicator::all_reduce_extra_bytes(static_cast<std::int64_t>(range.end - range.begin),
-                                                               static_cast<int>(plan.mesh.data));
+      const Range gradients{static_cast<std::int64_t>(range.begin), static_cast<std::int64_t>(range.end)};
+      const auto replicas = static_cast<int>(plan.mesh.data);
+      memory.own += plan.compresses() ? lay_out_compression(plan, parameters, at, gradients)
+                                            .bytes(plan.config.parallel.compression.type, replicas)
+                                      : comm::Communicator::all_reduce_extra_bytes(gradients.size(), replicas);
     }
   }
   for (const HeldParameter& held : parameters.held) {
@@ -239,6 +260,21 @@ GradientMemory gradient_memory(const RunPlan& plan, const ParameterLayout& param
                   static_cast<std::size_t>(parameters.shared ? duty : held.elements);
   }
   return memory;
+}
+
+double uncompressed_bytes(const RunPlan& plan) {
+  double bytes = 0;
+  for (std::int64_t rank = 0; rank < plan.mesh.size(); ++rank) {
+    const plan::Coordinates at = plan.mesh.coordinates(rank);
+    const ParameterLayout parameters =
+        lay_out_parameters(plan, plan::shard(plan.graph, plan.mesh.tensor, at.tensor), at);
+    for (const BucketRange& range : bucket_ranges(parameters)) {
+      bytes += static_cast<double>(
+          comm::Communicator::all_reduce_sent_bytes(static_cast<std::int64_t>(range.end - range.begin),
+                                                    static_cast<int>(plan.mesh.data), static_cast<int>(at.data)));
+    }
+  }
+  return bytes;
 }
 
 }  // namespace trainer::runtime

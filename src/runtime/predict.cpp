@@ -20,12 +20,19 @@ struct AfterPass {
   double update = 0;
 };
 
+// Compressed gradients go through messages; they are priced as float32 sums, which they are meant to beat.
+SharedGroups shared_groups(const RunPlan& plan) {
+  SharedGroups groups = on_one_node(plan, {});
+  groups.data = groups.data && !plan.compresses();
+  return groups;
+}
+
 class Predictor {
  public:
   Predictor(const RunPlan& plan, const plan::CostModel& costs, const std::vector<double>& speed)
       : plan_(plan),
         costs_(costs),
-        shared_(on_one_node(plan, {})),
+        shared_(shared_groups(plan)),
         local_(plan::shard(plan.graph, plan.mesh.tensor, 0)),
         stage_costs_(stage_costs(plan, {&costs, {plan.node_of_rank, speed}}, plan.training.rank_of_stage)),
         pieces_(*stage_costs_.pieces) {}

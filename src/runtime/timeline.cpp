@@ -130,6 +130,8 @@ std::int64_t spans_of_step(const RunPlan& plan, std::int64_t rank) {
   std::int64_t spans = kOnce;
   // Each action, and a wait or the reading of samples with it.
   spans += 3 * static_cast<std::int64_t>(plan.training.ranks[static_cast<std::size_t>(at.pipeline)].size());
+  // Buckets that are encoded as they are whole.
+  if (plan.compresses()) spans += static_cast<std::int64_t>(plan.graph.nodes.size());
   if (plan.mesh.tensor > 1) {
     const plan::LocalGraph local = plan::shard(plan.graph, plan.mesh.tensor, at.tensor);
     const std::size_t sums = reduction_sizes(plan, local, at.pipeline).size();

@@ -150,6 +150,7 @@ class Run {
   bool report(const StepOutcome& outcome, const Spent& spent) {
     result_.loss = outcome.loss;
     result_.last_step = outcome.step;
+    result_.exchange_bytes += outcome.sent_bytes;
     if (world_.rank() != 0) return outcome.stop;
     StepReport report;
     report.step = outcome.step;
@@ -164,6 +165,7 @@ class Run {
       report.tokens = report.samples * data_.kind().positions;
       report.step_tokens = report.step_samples * data_.kind().positions;
     }
+    report.exchange_bytes = outcome.sent_bytes;
     report.flops = step_flops_;
     report.peak_flops = options_.peak_flops;
     if (options_.allocations) report.allocations = spent.allocations;

@@ -87,7 +87,7 @@ Worker::Worker(comm::Communicator& world, const RunPlan& plan, const storage::Da
 
   optimizer_ = optim::make_optimizer(config.optimizer);
   parameters_ = std::make_unique<Parameters>(lay_out_parameters(plan, local_, at_), training, optimizer_->state_count(),
-                                             data_ranks_.get());
+                                             plan.compresses() ? nullptr : data_ranks_.get());
 
   const auto prepare = [&](bool trains) {
     auto program = std::make_unique<Program>();
@@ -115,7 +115,7 @@ Worker::Worker(comm::Communicator& world, const RunPlan& plan, const storage::Da
   }
   batches_ = std::make_unique<BatchSource>(data, split_, config.training.seed, at_.data, plan.mesh.data,
                                            config.training.micro_batches);
-  agreement_.resize(plan.graph.parameters.size() + 2);
+  agreement_.resize(plan.graph.parameters.size() + 3);
   if (training && config.training.optimistic_step) {
     optimistic_ = std::make_unique<OptimisticStep>(world, agreement_.size());
     wait_progress_.emplace([this] { optimistic_->progress(); });
@@ -175,6 +175,7 @@ bool Worker::load(const storage::CheckpointReader& checkpoint) {
       }
     }
   }
+  if (sync_ && sync_->compressed()) sync_->compressed()->load(checkpoint);
   return complete;
 }
 
@@ -192,6 +193,10 @@ std::vector<storage::Piece> Worker::pieces() const {
                           parameter.shape, piece.box, parameters_->state(s) + state});
       }
     }
+  }
+  if (sync_ && sync_->compressed()) {
+    const std::vector<storage::Piece> more = sync_->compressed()->pieces();
+    pieces.insert(pieces.end(), more.begin(), more.end());
   }
   return pieces;
 }
@@ -235,6 +240,7 @@ PassResult Worker::pass(std::int64_t step, const std::function<bool()>& go_on) {
                             .loss_scale = 1.0 / targets_of(batch),
                             .count_hits = false,
                             .go_on = go_on};
+  sync_->begin_step(step);
   return training_->executor->run(*batches_, request, sync_.get());
 }
 
@@ -244,6 +250,7 @@ StepOutcome Worker::outcome_of(std::int64_t step) const {
   outcome.step = step;
   outcome.loss = agreement_[parameters] / targets_of(training_batch(step));
   outcome.stop = agreement_[parameters + 1] > 0;
+  outcome.sent_bytes = agreement_[parameters + 2];
   double squares = 0;
   for (std::size_t p = 0; p < parameters; ++p) squares += agreement_[p];
   outcome.grad_norm = std::sqrt(squares);
@@ -289,6 +296,7 @@ void Worker::repair(const StepOutcome& outcome) {
 StepResult Worker::step(std::int64_t step, bool stop, bool settle) {
   const ActivitySpan whole(log_, Activity::Step, -1, step);
   StepResult result;
+  const std::int64_t sent_before = sync_->sent_bytes();
   const bool open = optimistic_ && optimistic_->step();
   PassResult pass = open ? this->pass(step, [this] { return confirm(); }) : this->pass(step);
   if (open) {
@@ -310,6 +318,7 @@ StepResult Worker::step(std::int64_t step, bool stop, bool settle) {
   const std::size_t parameters = plan_.graph.parameters.size();
   agreement_[parameters] = at_.tensor == 0 ? pass.loss : 0.0;
   agreement_[parameters + 1] = stop ? 1.0 : 0.0;
+  agreement_[parameters + 2] = static_cast<double>(sync_->sent_bytes() - sent_before);
   StepOutcome outcome;
   if (optimistic_ && !settle && optimistic_->promising()) {
     std::copy(agreement_.begin(), agreement_.end(), optimistic_->terms().begin());

@@ -22,6 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools/lib"))
 import runs
 
 ALONE, FOUR, REPLICAS = runs.layout(), runs.layout(pipeline=2, tensor=2), runs.layout(data=2, pipeline=2, schedule="gpipe")
+COPIES = runs.layout(data=4)
+COMPRESSIONS = [{"type": "top_k", "ratio": 0.05, "min_elements": 100}, {"type": "random_k", "ratio": 0.1, "min_elements": 100},
+                {"type": "sign", "min_elements": 100}, {"type": "power_sgd", "rank": 2, "min_elements": 100},
+                {"type": "int8", "min_elements": 100}]
 POSITIONS = 32
 SPIRALS = {"type": "csv", "path": str(DATA / "spirals.csv"), "target": "colour", "validation_fraction": 0.25}
 SINE = {"type": "csv", "path": str(DATA / "sine.csv"), "target": "y", "task": "regression", "validation_fraction": 0.25}
@@ -138,6 +142,12 @@ def work(arguments, folder):
     wrong += check(accuracy < 0.6, "spirals, linear", f"accuracy {accuracy:.3f}, below 0.6")
     error = values(arguments, folder, "sine, linear", linear, ALONE)
     wrong += check(error > 0.3, "sine, linear", f"squared error {error:.4f}, above 0.3")
+
+    for compression in COMPRESSIONS:
+        name = f"compressed by {compression['type']}"
+        parallel = {**(REPLICAS if compression["type"] == "power_sgd" else COPIES), "compression": compression}
+        accuracy = classes(arguments, folder, f"spirals, {name}", mlp, parallel)
+        wrong += check(accuracy >= 0.9, f"spirals, {name}", f"accuracy {accuracy:.3f}, at least 0.9")
 
     floor = pattern_floor()
     for parallel, precision in ((ALONE, "float32"), (FOUR, "float32"), (FOUR, "bfloat16")):

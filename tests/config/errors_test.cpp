@@ -127,6 +127,18 @@ const std::vector<Case>& cases() {
       {kSequential, "", "", {"model.layers[0.output_size=4"}},
       {kSequential, "", "", {"model.layers[0].output_size=0"}},
       {kSequential, "", "", {"model[0]=4"}},
+      // compression
+      {kGpt, "\"tensor\": 2", "\"compression\": {\"type\": \"topk\"}"},
+      {kGpt, "\"tensor\": 2", "\"compression\": {\"type\": \"top_k\", \"ration\": 0.1}"},
+      {kGpt, "\"tensor\": 2", "\"compression\": {\"type\": \"top_k\", \"ratio\": 0}"},
+      {kGpt, "\"tensor\": 2", "\"compression\": {\"ratio\": 0.1}"},
+      {kGpt, "\"tensor\": 2", "\"compression\": \"int8\""},
+      {kGpt, "\"tensor\": 2", "\"compression\": {\"type\": \"top_k\", \"layers\": \"h.0\"}"},
+      {kGpt, "", "", {"parallel.compression={\"type\":\"int8\",\"ratio\":0.1}"}},
+      {kGpt, "", "", {"parallel.compression={\"type\":\"top_k\",\"rank\":2}"}},
+      {kGpt, "", "", {"parallel.compression={\"type\":\"sign\",\"error_feedback\":true}"}},
+      {kGpt, "", "", {"parallel.compression={\"type\":\"int8\",\"error_feedback\":true}"}},
+      {kGpt, "", "", {"parallel.compression={\"type\":\"none\",\"layers\":[\"h.0\"]}"}},
   };
   return all;
 }

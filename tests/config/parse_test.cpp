@@ -246,6 +246,10 @@ TEST_CASE("random configurations survive the way to JSON and back") {
         fmt::format("parallel.partition={}", word({"uniform", "parameters", "flops", "[2,6]", "[4,4]"})),
         fmt::format("parallel.split_backward={}", word({"true", "false"})),
         fmt::format("training.recompute={}", word({"none", "full", "auto", "[\"h.0\",\"h.1.attn\"]"})),
+        fmt::format("parallel.compression={}",
+                    word({R"({"type":"top_k","ratio":0.5,"error_feedback":false})", R"({"type":"int8"})",
+                          R"({"type":"sign","min_elements":7})", R"({"type":"none"})",
+                          R"({"type":"power_sgd","rank":2,"layers":["h.*"]})"})),
         fmt::format("parallel.memory_per_rank={}", word({"0", "8GiB", "1.5 GB", "123456789", "3072"})),
         fmt::format("parallel.data={}", below(5)),
         fmt::format("checkpoint.directory={}", word({"runs/a", "x\\\"y", "/tmp/ü"})),
@@ -276,6 +280,27 @@ TEST_CASE("configurations whose batch is still open, and those resolved, survive
     resolve_parallel(c, 4);
     CHECK(parse(to_json(c), "b.json") == c);
   }
+}
+
+TEST_CASE("compression: what is left out follows from the type") {
+  const auto of = [](const std::string& compression) {
+    return parse(samples::kGpt, "a.json", {"parallel.compression=" + compression}).parallel.compression;
+  };
+  const Compression top = of(R"({"type": "top_k"})");
+  CHECK(top.type == CompressionType::TopK);
+  CHECK(top.ratio == 0.01);
+  CHECK(top.error_feedback);
+  CHECK(top.min_elements == 4096);
+  CHECK(top.layers.empty());
+  CHECK_FALSE(of(R"({"type": "int8"})").error_feedback);
+  CHECK_FALSE(of(R"({"type": "sign", "error_feedback": false})").error_feedback);
+  CHECK_FALSE(of(R"({"type": "random_k", "error_feedback": false})").error_feedback);
+  const Compression power = of(R"({"type": "power_sgd", "rank": 7, "layers": ["h.*.mlp", "wte.weight"]})");
+  CHECK(power.rank == 7);
+  CHECK(power.layers == std::vector<std::string>{"h.*.mlp", "wte.weight"});
+  CHECK(parse(samples::kGpt, "a.json").parallel.compression == Compression{});
+  CHECK(of(R"({"type": "none", "ratio": 0.01})") == Compression{});
+  CHECK(of("{}") == Compression{});
 }
 
 TEST_CASE("the model's part is canonical") {

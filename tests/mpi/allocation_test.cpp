@@ -52,6 +52,12 @@ TEST_CASE("a steady-state step allocates nothing") {
                                 "training.gradient_clip=1.0", "training.optimistic_step=true"},
                                false) == 0);
   }
+  for (const std::string type : {"top_k", "random_k", "sign", "power_sgd", "int8"}) {
+    CAPTURE(type);
+    CHECK(allocations_in_steps(world, "gpt tied",
+                               {"parallel.data=" + std::to_string(world.size()), "training.micro_batches=2",
+                                "parallel.compression.type=" + type, "parallel.compression.min_elements=100"}) == 0);
+  }
   // The counter counts.
   const std::int64_t before = app::allocation_count();
   const auto kept = std::make_unique<int>(1);

@@ -60,6 +60,8 @@ class Communicator {
   /// through in pieces, so this is bounded: max(1 MiB, 32 KiB · ranks) · 2, and less for small ones.
   virtual std::unique_ptr<AllReduce> make_all_reduce(float* data, std::int64_t count);
   static std::size_t all_reduce_extra_bytes(std::int64_t count, int ranks);
+  /// What one all-reduce of this size sends from `rank`, in bytes.
+  static std::int64_t all_reduce_sent_bytes(std::int64_t count, int ranks, int rank);
 
   // Small blocking collectives for set-up and agreement; they wait politely too.
   virtual void barrier() = 0;

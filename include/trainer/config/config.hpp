@@ -32,6 +32,8 @@ enum class ScheduleName {
   File        // parallel.schedule_file
 };
 
+enum class CompressionType { None, TopK, RandomK, Sign, PowerSgd, Int8 };
+
 // ---- model -------------------------------------------------------------------------------------------------------
 
 /// As GPT-2: learned positions, pre-norm, biases, tanh-approximated gelu, inner width 4 × hidden.
@@ -180,6 +182,18 @@ struct Optimizer {
   bool operator==(const Optimizer&) const = default;
 };
 
+/// How replicas send their gradients to each other (trainer/optim/compression.hpp).
+struct Compression {
+  CompressionType type = CompressionType::None;
+  double ratio = 0.01;               // top_k, random_k: share of a tensor's elements that is sent
+  std::int64_t rank = 4;             // power_sgd: columns of the factors
+  bool error_feedback = true;        // what was not sent is added to the next step's gradient; not of sign and int8
+  std::int64_t min_elements = 4096;  // smaller parameters are sent whole
+  std::vector<std::string> layers;   // names or patterns of those that are compressed; empty: all
+
+  bool operator==(const Compression&) const = default;
+};
+
 struct Parallel {
   /// Axis sizes; 0 when left out. resolve() fills them for a number of ranks.
   std::int64_t data = 0, pipeline = 0, tensor = 0;
@@ -196,6 +210,7 @@ struct Parallel {
   std::vector<std::int64_t> partition_units;  // PartitionRule::Written: units of each stage
   std::string profile;                        // path of what `trainer profile` has measured; "": none
   std::int64_t memory_per_rank = 0;           // bytes that no rank may need; 0: what the node has
+  Compression compression;
 
   bool operator==(const Parallel&) const = default;
 };

@@ -23,6 +23,7 @@ struct StepReport {
   std::int64_t tokens = 0;   // the same for sequence models, else 0
   std::int64_t step_samples = 0;
   std::int64_t step_tokens = 0;
+  double exchange_bytes = 0;          // of gradients, sent between replicas by all ranks; 0: they share memory
   double flops = 0;                   // of the step, all ranks
   double peak_flops = 0;              // of the cores in use, all ranks, per second; 0 when not measured
   std::int64_t allocations = -1;      // by our own code during the step, on this rank; -1 when not counted

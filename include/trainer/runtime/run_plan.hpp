@@ -49,6 +49,7 @@ struct RunPlan {
   }
   std::int64_t rank_of(StageId stage) const { return training.rank_of_stage[stage.index()]; }
   Range nodes(StageId stage) const { return stage_nodes[stage.index()]; }
+  bool compresses() const { return config.parallel.compression.type != config::CompressionType::None; }
   const std::vector<ParameterUse>& uses(ParameterId p) const { return parameter_uses[p.index()]; }
 };
 

@@ -54,8 +54,9 @@ struct TrainResult {
   ExitCode code = ExitCode::Done;
   std::int64_t first_step = 1;  // of this run
   std::int64_t last_step = 0;
-  double loss = 0;     // of the last step
-  double seconds = 0;  // in steps
+  double loss = 0;            // of the last step
+  double seconds = 0;         // in steps
+  double exchange_bytes = 0;  // of gradients, sent between replicas by all ranks
   std::optional<double> validation_loss;
   std::optional<double> accuracy;
   std::string checkpoint;          // path of the last one written; empty: none

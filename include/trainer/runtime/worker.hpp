@@ -24,7 +24,8 @@ struct StepOutcome {
   double loss = 0;
   double grad_norm = 0;
   double learning_rate = 0;
-  bool stop = false;  // some rank asked to stop
+  double sent_bytes = 0;  // of gradients, between replicas, by all ranks
+  bool stop = false;      // some rank asked to stop
 };
 
 /// What one call of Worker::step has settled.
@@ -114,7 +115,7 @@ class Worker {
   std::optional<comm::WaitProgress> wait_progress_;
   StepOutcome confirmed_;  // by the last confirm()
   Optimism optimism_;
-  std::vector<double> agreement_;  // [parameters] squared norms, then loss, stop
+  std::vector<double> agreement_;  // [parameters] squared norms, then loss, stop, bytes sent
   std::vector<double> norm_scratch_;
 };
 
