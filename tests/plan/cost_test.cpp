@@ -93,8 +93,8 @@ std::string all_complaints() {
       {"\"pieces\": [", "\"pieces\": "},
       {"\"pieces\": [", "\"pieces\": [7, "}};
   std::string text;
-  for (const auto& [find, by] : of_profile) {
-    text += complaint([&] { plan::parse_profile(replaced(profile, find, by), "p.json"); }) + "\n";
+  for (const auto& change : of_profile) {
+    text += complaint([&] { plan::parse_profile(replaced(profile, change.first, change.second), "p.json"); }) + "\n";
   }
   const std::pair<const char*, const char*> of_cluster[] = {{"\"cores\": 8", "\"cores\": 8000"},
                                                             {"\"ranks\": 4", "\"ranks\": 9"},
@@ -104,8 +104,8 @@ std::string all_complaints() {
                                                             {", \"gflops_per_core\": 100", ""},
                                                             {"between_nodes", "between"},
                                                             {"\"latency_us\": 20", "\"latency_us\": -1"}};
-  for (const auto& [find, by] : of_cluster) {
-    text += complaint([&] { plan::parse_cluster(replaced(kCluster, find, by), "c.json"); }) + "\n";
+  for (const auto& change : of_cluster) {
+    text += complaint([&] { plan::parse_cluster(replaced(kCluster, change.first, change.second), "c.json"); }) + "\n";
   }
   text += complaint([] { plan::parse_cluster(R"({"nodes": []})", "c.json"); }) + "\n";
   text += complaint(

@@ -1,7 +1,7 @@
 // Steps of plans by hand, and the search over layouts.
 #include <doctest/doctest.h>
 
-#include <chrono>
+#include <ctime>
 
 #include "trainer/core/error.hpp"
 #include "trainer/plan/cost_file.hpp"
@@ -10,7 +10,23 @@
 using namespace trainer;
 using namespace trainer::runtime;
 
+// A build with sanitizers is many times as slow.
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define TRAINER_SANITIZED 1
+#endif
+#endif
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define TRAINER_SANITIZED 1
+#endif
+
 namespace {
+
+#ifdef TRAINER_SANITIZED
+constexpr bool kSanitized = true;
+#else
+constexpr bool kSanitized = false;
+#endif
 
 config::Config mlp(std::int64_t batch) {
   config::Config c;
@@ -162,7 +178,7 @@ TEST_CASE("a cap on memory leaves out what needs more, or has it recompute") {
   CHECK(!nothing.rejected.empty());
 }
 
-TEST_CASE("planning for 4,096 ranks takes less than ten seconds") {
+TEST_CASE("planning for 4,096 ranks takes less than ten seconds of a core" * doctest::skip(kSanitized)) {
   PlannerRequest request;
   request.config.model = config::GptModel{50304, 2048, 4096, 32, 32, 0.0, true};
   request.config.training.batch_size = 4096;
@@ -178,10 +194,10 @@ TEST_CASE("planning for 4,096 ranks takes less than ten seconds") {
   request.costs.machines.node_of_rank = plan::place(cluster, 4096).node_of_rank;
   for (const double memory : {0.0, 0x1p32}) {
     request.memory = memory;
-    const auto begin = std::chrono::steady_clock::now();
+    const std::clock_t begin = std::clock();
     const PlannedLayouts planned = plan_all(request);
-    const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
+    const double taken = static_cast<double>(std::clock() - begin) / CLOCKS_PER_SEC;
     CHECK(planned.ranked.size() >= 10);
-    CHECK(taken.count() < 10);
+    CHECK(taken < 10);
   }
 }
