@@ -93,7 +93,7 @@ Key<Parallel> boolean(const char* name, const char* help, At at) {
 
 Value list_of(const std::vector<double>& numbers) {
   Value list{Array{}};
-  for (const double number : numbers) list.as<Array>()->push_back({number});
+  for (const double number : numbers) list.as<Array>()->emplace_back().data = number;
   return list;
 }
 
