@@ -1,6 +1,7 @@
 // Shares of micro-batches against brute force.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <numeric>
 
 #include "trainer/core/random.hpp"
