@@ -15,12 +15,13 @@ namespace {
 constexpr double kNewShare = 0.3;
 
 constexpr std::int64_t kStateVersion = 1;
+constexpr std::int64_t kMostSamples = std::int64_t{1} << 60;
 
 // Ascending, apart, those that touch joined.
-std::vector<SampleRange> joined(std::vector<SampleRange> ranges) {
+std::vector<StreamRange> joined(std::vector<StreamRange> ranges) {
   std::sort(ranges.begin(), ranges.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
-  std::vector<SampleRange> all;
-  for (const SampleRange& range : ranges) {
+  std::vector<StreamRange> all;
+  for (const StreamRange& range : ranges) {
     if (range.count == 0) continue;
     if (!all.empty() && all.back().end() == range.first) {
       all.back().count += range.count;
@@ -38,35 +39,46 @@ TaskBook::TaskBook(const TaskSettings& settings)
   if (settings.replicas < 1 || settings.batch_samples < 1 || settings.task_batches < 1 || settings.epoch_samples < 1) {
     internal_error("a task book without replicas, batches or samples");
   }
-  allowed_ = settings_.total_samples;
+}
+
+void TaskBook::open_until(std::int64_t step) {
+  open_ = allowed_ = step * step_samples();
+  open_further();
+}
+
+std::int64_t TaskBook::close() {
+  const std::int64_t steps = (used_ + step_samples() - 1) / step_samples();
+  allowed_ = std::min(allowed_, steps * step_samples());
+  return allowed_ / step_samples();
 }
 
 std::int64_t TaskBook::batches_of(std::int64_t samples) const {
   return (samples + settings_.batch_samples - 1) / settings_.batch_samples;
 }
 
-std::int64_t TaskBook::epoch() const {
-  return 1 + (epoch_end_ == 0 ? 0 : (epoch_end_ - 1) / settings_.epoch_samples);
-}
+std::int64_t TaskBook::epoch() const { return 1 + (epoch_end_ == 0 ? 0 : (epoch_end_ - 1) / settings_.epoch_samples); }
 
-// Of the epoch, whoever has leased it.
+// Of what may be leased, whoever has leased it.
 std::int64_t TaskBook::unstarted() const {
-  std::int64_t samples = epoch_end_ - cursor_;
-  for (const SampleRange& range : pool_) samples += range.count;
+  std::int64_t samples = open_end_ - cursor_;
+  for (std::size_t i = first_hole_; i < pool_.size(); ++i) samples += pool_[i].count;
   for (const Replica& replica : replicas_) samples += replica.lease.count;
   return samples;
 }
 
-// Whole batches from where the last epoch's ended, the last of them with this epoch's last sample.
-void TaskBook::begin_epoch() {
-  const std::int64_t samples = settings_.epoch_samples;
-  const std::int64_t end = (cursor_ / samples + 1) * samples;
-  epoch_end_ = std::min(cursor_ + batches_of(end - cursor_) * settings_.batch_samples, settings_.total_samples);
+// The epoch's samples as far as they are open; the next epoch's when each of this one counts. An epoch is whole batches
+// from where the last one ended, the last of them with the epoch's last sample.
+void TaskBook::open_further() {
+  if (cursor_ == epoch_end_ && counted_ == cursor_) {
+    const std::int64_t end = (cursor_ / settings_.epoch_samples + 1) * settings_.epoch_samples;
+    epoch_end_ = cursor_ + batches_of(end - cursor_) * settings_.batch_samples;
+  }
+  open_end_ = std::max(cursor_, std::min(epoch_end_, open_));
 }
 
 // One that is late already is expected to need as long again as it is late.
 double TaskBook::expected_end(const Replica& replica, double now) const {
-  const auto samples = static_cast<double>(replica.hand->batch.samples.count);
+  const auto samples = static_cast<double>(replica.hand->batch.size);
   const double planned = replica.hand->since + replica.seconds_per_sample * samples;
   return planned >= now ? planned : now + (now - planned);
 }
@@ -84,33 +96,31 @@ bool TaskBook::better_without(const Replica& asking, double now) const {
     const double each = other.seconds_per_sample * static_cast<double>(settings_.batch_samples);
     const double batches = std::floor((done - expected_end(other, now)) / each);
     if (batches <= 0) continue;
-    made += static_cast<std::int64_t>(std::min(batches, static_cast<double>(batches_of(left)))) *
-            settings_.batch_samples;
+    made +=
+        static_cast<std::int64_t>(std::min(batches, static_cast<double>(batches_of(left)))) * settings_.batch_samples;
   }
   return made >= left;
 }
 
-bool TaskBook::find_lease(Replica& asking, double now) {
+void TaskBook::find_lease(Replica& asking, double now) {
   const std::int64_t most = settings_.task_batches * settings_.batch_samples;
-  if (!pool_.empty()) {
-    SampleRange& range = pool_.front();
-    asking.lease = {range.first, std::min(range.count, most)};
-    range = {range.first + asking.lease.count, range.count - asking.lease.count};
-    if (range.count == 0) pool_.erase(pool_.begin());
+  if (first_hole_ < pool_.size()) {
+    StreamRange& hole = pool_[first_hole_];
+    asking.lease = {hole.first, std::min(hole.count, most)};
+    hole = {hole.first + asking.lease.count, hole.count - asking.lease.count};
+    if (hole.count == 0) ++first_hole_;
     asking.task = ++tasks_;
-    return true;
-  }
-  if (cursor_ < epoch_end_) {
-    asking.lease = {cursor_, std::min(epoch_end_ - cursor_, most)};
+  } else if (cursor_ < open_end_) {
+    asking.lease = {cursor_, std::min(open_end_ - cursor_, most)};
     cursor_ = asking.lease.end();
     asking.task = ++tasks_;
-    return true;
+  } else {
+    take_over(asking, now);
   }
-  return take_over(asking, now);
 }
 
 // From the end of the lease that would be done last: so many batches that both would be done at the same time.
-bool TaskBook::take_over(Replica& asking, double now) {
+void TaskBook::take_over(Replica& asking, double now) {
   Replica* last = nullptr;
   double last_end = 0;
   for (Replica& other : replicas_) {
@@ -121,7 +131,7 @@ bool TaskBook::take_over(Replica& asking, double now) {
     last = &other;
     last_end = end;
   }
-  if (last == nullptr) return false;
+  if (last == nullptr) internal_error("unstarted samples that nobody has");
   const std::int64_t batches = batches_of(last->lease.count);
   double share = 0.5;
   if (asking.seconds_per_sample > 0 && last->seconds_per_sample > 0) {
@@ -134,166 +144,154 @@ bool TaskBook::take_over(Replica& asking, double now) {
   asking.task = last->task;
   last->lease.count = kept;
   last->taken += moved;
-  return true;
 }
 
-std::optional<TaskBatch> TaskBook::second_hand(Replica& asking, double now) {
+std::optional<StreamBatch> TaskBook::second_hand(Replica& asking, double now) {
   if (asking.seconds_per_sample == 0) return std::nullopt;
-  Replica* last = nullptr;
+  const Replica* last = nullptr;
   double last_end = 0;
-  for (Replica& other : replicas_) {
+  for (const Replica& other : replicas_) {
     if (!other.hand || other.hand->lost || twin_of(other) != nullptr) continue;
     const double end = expected_end(other, now);
-    const double mine = now + asking.seconds_per_sample * static_cast<double>(other.hand->batch.samples.count);
+    const double mine = now + asking.seconds_per_sample * static_cast<double>(other.hand->batch.size);
     if (mine >= end || (last != nullptr && end <= last_end)) continue;
     last = &other;
     last_end = end;
   }
   if (last == nullptr) return std::nullopt;
-  TaskBatch batch = last->hand->batch;
-  batch.again = true;
-  asking.hand = InHand{batch, now, false};
-  return batch;
+  asking.hand = InHand{last->hand->batch, now, /*again=*/true, /*lost=*/false};
+  return asking.hand->batch;
 }
 
 TaskBook::InHand* TaskBook::twin_of(const Replica& replica) {
   for (Replica& other : replicas_) {
     if (&other == &replica || !other.hand || other.hand->lost) continue;
-    if (other.hand->batch.samples == replica.hand->batch.samples) return &*other.hand;
+    if (other.hand->batch.first == replica.hand->batch.first) return &*other.hand;
   }
   return nullptr;
 }
 
-std::optional<TaskBatch> TaskBook::next(std::int64_t number, double now) {
-  Replica& replica = at(number);
+std::optional<StreamBatch> TaskBook::next(int number, double now) {
+  Replica& replica = replicas_[static_cast<std::size_t>(number)];
   if (replica.hand) internal_error("a batch for a replica that has one in hand");
-  if (finished()) return std::nullopt;
-  if (cursor_ == epoch_end_ && counted_ == cursor_) begin_epoch();
-  if (unstarted() == 0) return second_hand(replica, now);
+  open_further();
+  if (unstarted() == 0) {
+    // Where the run pauses, all are waited for, so there is nothing to be gained.
+    return cursor_ == epoch_end_ && used_ < allowed_ ? second_hand(replica, now) : std::nullopt;
+  }
   if (used_ >= allowed_ || better_without(replica, now)) return std::nullopt;
-  if (replica.lease.count == 0 && !find_lease(replica, now)) internal_error("unstarted samples that nobody has");
-  SampleRange& lease = replica.lease;
-  const TaskBatch batch{
-      replica.task, {lease.first, std::min({settings_.batch_samples, lease.count, allowed_ - used_})}, false};
-  lease = {lease.first + batch.samples.count, lease.count - batch.samples.count};
-  used_ += batch.samples.count;
-  replica.hand = InHand{batch, now, false};
+  if (replica.lease.count == 0) find_lease(replica, now);
+  StreamRange& lease = replica.lease;
+  const StreamBatch batch{.first = lease.first,
+                          .size = std::min({settings_.batch_samples, lease.count, allowed_ - used_}),
+                          .task = replica.task};
+  lease = {lease.first + batch.size, lease.count - batch.size};
+  used_ += batch.size;
+  replica.hand = InHand{batch, now, false, false};
   return batch;
 }
 
-bool TaskBook::commit(std::int64_t number, double now) {
-  Replica& replica = at(number);
+bool TaskBook::report(int number, double now) {
+  Replica& replica = replicas_[static_cast<std::size_t>(number)];
   if (!replica.hand) internal_error("a report of a replica that has no batch in hand");
   const InHand hand = *replica.hand;
-  const auto samples = static_cast<double>(hand.batch.samples.count);
-  const double pace = std::max(1e-9, now - hand.since) / samples;
+  const double pace = std::max(1e-9, now - hand.since) / static_cast<double>(hand.batch.size);
   double& known = replica.seconds_per_sample;
   known = known == 0 ? pace : (1 - kNewShare) * known + kNewShare * pace;
   if (hand.lost) {
     ++replica.dropped;
   } else {
     if (InHand* twin = twin_of(replica)) twin->lost = true;
-    counted_ += hand.batch.samples.count;
+    counted_ += hand.batch.size;
     ++replica.batches;
-    replica.samples += hand.batch.samples.count;
+    replica.samples += hand.batch.size;
   }
   replica.hand.reset();
   return !hand.lost;
 }
 
-void TaskBook::forget(std::int64_t number) {
-  Replica& replica = at(number);
-  if (!replica.hand) return;
-  const InHand hand = *replica.hand;
-  const bool alone = !hand.lost && twin_of(replica) == nullptr;
-  replica.hand.reset();
-  if (!alone) return;
-  used_ -= hand.batch.samples.count;
-  pool_.push_back(hand.batch.samples);
-  pool_ = joined(std::move(pool_));
-}
-
-std::vector<SampleRange> TaskBook::holes() const {
-  std::vector<SampleRange> ranges = pool_;
+std::vector<StreamRange> TaskBook::holes() const {
+  std::vector<StreamRange> ranges(pool_.begin() + static_cast<std::ptrdiff_t>(first_hole_), pool_.end());
   for (const Replica& replica : replicas_) {
     ranges.push_back(replica.lease);
-    if (!replica.hand || replica.hand->lost) continue;
-    const auto same = [&](const SampleRange& range) { return range == replica.hand->batch.samples; };
-    if (std::none_of(ranges.begin(), ranges.end(), same)) ranges.push_back(replica.hand->batch.samples);
+    if (replica.hand && !replica.hand->lost && !replica.hand->again) {
+      ranges.push_back({replica.hand->batch.first, replica.hand->batch.size});
+    }
   }
   ranges = joined(std::move(ranges));
-  // What lies just before the cursor may as well not have been leased, but the end of the epoch stays where it is.
+  if (!ranges.empty() && ranges.back().end() == cursor_) ranges.pop_back();  // as if it had not been leased
   return ranges;
 }
 
 std::vector<std::int64_t> TaskBook::state() const {
-  std::vector<std::int64_t> words{kStateVersion, tasks_, cursor_, epoch_end_, settings_.replicas};
+  std::vector<std::int64_t> words{kStateVersion, tasks_, settings_.replicas};
   for (const Replica& replica : replicas_) {
     words.insert(words.end(), {replica.batches, replica.samples, replica.dropped, replica.taken});
   }
-  for (const SampleRange& range : holes()) words.insert(words.end(), {range.first, range.count});
+  for (const StreamRange& hole : holes()) words.insert(words.end(), {hole.first, hole.count});
   return words;
 }
 
-TaskBook TaskBook::restored(const TaskSettings& settings, std::span<const std::int64_t> words) {
-  const auto refuse = [&](const char* why) {
-    throw Error(ExitCode::Storage, fmt::format("the task book of the checkpoint cannot be read ({}): resume from an "
-                                               "older checkpoint, or without parallel.tasks",
-                                               why));
-  };
-  constexpr std::size_t kHead = 5, kOfReplica = 4;
+namespace {
+
+[[noreturn]] void refuse(const char* why) {
+  throw Error(ExitCode::Storage, fmt::format("the task book of the checkpoint cannot be read: {}; resume from an older "
+                                             "checkpoint",
+                                             why));
+}
+
+}  // namespace
+
+void TaskBook::restore(std::int64_t step, std::span<const std::int64_t> words) {
+  *this = TaskBook(settings_);
+  cursor_ = epoch_end_ = open_end_ = open_ = allowed_ = counted_ = used_ = step * step_samples();
+  if (words.empty()) return;
+  constexpr std::size_t kHead = 3, kOfReplica = 4;
   if (words.size() < kHead || words[0] != kStateVersion) refuse("it is of another version");
-  const std::int64_t replicas = words[4];
+  const std::int64_t replicas = words[2];
   if (replicas < 1 || replicas > static_cast<std::int64_t>(words.size() / kOfReplica)) refuse("it ends too early");
   const std::size_t begin = kHead + kOfReplica * static_cast<std::size_t>(replicas);
   if (words.size() < begin || (words.size() - begin) % 2 != 0) refuse("it ends too early");
-  TaskBook book(settings);
-  book.tasks_ = words[1];
-  book.cursor_ = words[2];
-  book.epoch_end_ = words[3];
-  if (book.tasks_ < 0 || book.cursor_ < 0 || book.epoch_end_ < book.cursor_) refuse("its counts contradict each other");
-  for (std::size_t r = 0; r < book.replicas_.size() && static_cast<std::int64_t>(r) < replicas; ++r) {
-    const auto of = words.subspan(kHead + kOfReplica * r, kOfReplica);
-    Replica& replica = book.replicas_[r];
-    replica.batches = of[0];
-    replica.samples = of[1];
-    replica.dropped = of[2];
-    replica.taken = of[3];
-  }
-  book.counted_ = book.cursor_;
+  if (words[1] < 0) refuse("it has begun fewer than no tasks");
   std::int64_t at = 0;
   for (std::size_t i = begin; i < words.size(); i += 2) {
-    const SampleRange range{words[i], words[i + 1]};
-    if (range.first < at || range.count < 1 || range.count > book.cursor_ || range.end() > book.cursor_) {
-      refuse("its ranges of samples overlap");
+    const StreamRange hole{words[i], words[i + 1]};
+    // All that counts lies around the holes, so none of them begins behind it.
+    if (hole.first < at || hole.count < 1 || hole.first > cursor_ || hole.count > kMostSamples) {
+      refuse("its ranges of samples contradict the step");
     }
-    at = range.end();
-    book.pool_.push_back(range);
-    book.counted_ -= range.count;
+    at = hole.end();
+    cursor_ += hole.count;
+    pool_.push_back(hole);
   }
-  book.used_ = book.counted_;
-  // A run that is to be longer or shorter than it was.
-  if (book.cursor_ < book.epoch_end_) book.epoch_end_ = std::min(book.epoch_end_, std::max(book.cursor_, settings.total_samples));
-  return book;
+  for (std::size_t r = 0; r < replicas_.size() && static_cast<std::int64_t>(r) < replicas; ++r) {
+    const auto of = words.subspan(kHead + kOfReplica * r, kOfReplica);
+    replicas_[r].batches = of[0];
+    replicas_[r].samples = of[1];
+    replicas_[r].dropped = of[2];
+    replicas_[r].taken = of[3];
+  }
+  tasks_ = words[1];
+  epoch_end_ = open_end_ = cursor_;
+  if (pool_.empty()) return;
+  const std::int64_t end = (pool_.front().first / settings_.epoch_samples + 1) * settings_.epoch_samples;
+  if (end > cursor_) epoch_end_ += batches_of(end - cursor_) * settings_.batch_samples;
 }
 
-std::vector<TaskRow> TaskBook::table() const {
-  std::vector<TaskRow> rows;
-  for (const Replica& replica : replicas_) {
-    TaskRow row;
-    if (replica.hand) {
-      row.batch = replica.hand->batch;
-      row.since = replica.hand->since;
-    }
-    row.left = batches_of(replica.lease.count);
-    row.batches = replica.batches;
-    row.samples = replica.samples;
-    row.dropped = replica.dropped;
-    row.taken = replica.taken;
-    row.samples_per_second = replica.seconds_per_sample > 0 ? 1 / replica.seconds_per_sample : 0;
-    rows.push_back(row);
+TaskRow TaskBook::row(int number) const {
+  const Replica& replica = replicas_[static_cast<std::size_t>(number)];
+  TaskRow row;
+  if (replica.hand) {
+    row.batch = replica.hand->batch;
+    row.again = replica.hand->again;
   }
-  return rows;
+  row.left = batches_of(replica.lease.count);
+  row.batches = replica.batches;
+  row.samples = replica.samples;
+  row.dropped = replica.dropped;
+  row.taken = replica.taken;
+  row.samples_per_second = replica.seconds_per_sample > 0 ? 1 / replica.seconds_per_sample : 0;
+  return row;
 }
 
 }  // namespace trainer::runtime
