@@ -37,6 +37,7 @@ ExitCode run_alone(const config::Command& command) {
   if (const auto* c = std::get_if<config::ScheduleCommand>(&command)) return print_schedule(*c);
   if (const auto* c = std::get_if<config::PlanCommand>(&command)) return plan_layouts(*c);
   if (const auto* c = std::get_if<config::ReportCommand>(&command)) return report(*c);
+  if (const auto* c = std::get_if<config::StatusCommand>(&command)) return status(*c);
   return inspect(std::get<config::InspectCommand>(command));
 }
 

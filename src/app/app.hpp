@@ -34,6 +34,7 @@ ExitCode inspect(const config::InspectCommand& command);
 ExitCode print_schedule(const config::ScheduleCommand& command);
 ExitCode plan_layouts(const config::PlanCommand& command);
 ExitCode report(const config::ReportCommand& command);
+ExitCode status(const config::StatusCommand& command);
 
 /// stdout that cannot be written. Only the rank that prints meets it, when the others have nothing left to do.
 class OutputError : public Error {
