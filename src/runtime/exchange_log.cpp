@@ -196,6 +196,29 @@ ExchangeLog read_exchange_log(const storage::FileSystem& files, const std::strin
   return parse_exchange_log(files.read_text(path, kMostBytes), path);
 }
 
+std::string exchange_identity(const config::Config& config) {
+  config::Config matters;
+  matters.model = config.model;
+  matters.data = config.data;
+  matters.optimizer = config.optimizer;
+  matters.training = config.training;
+  const config::Training usual;
+  matters.training.eval_every = usual.eval_every;
+  matters.training.time_limit = usual.time_limit;
+  matters.training.hang_timeout = usual.hang_timeout;
+  matters.training.recompute = usual.recompute;
+  matters.training.recompute_layers = usual.recompute_layers;
+  matters.parallel.data = config.parallel.data;
+  matters.parallel.tensor = config.parallel.tensor;
+  matters.parallel.exchange = config.parallel.exchange;
+  matters.parallel.server.count = config.parallel.server.count;
+  matters.parallel.server.consistency = config.parallel.server.consistency;
+  matters.parallel.server.backup = config.parallel.server.backup;
+  std::uint64_t hash = 0xcbf29ce484222325;  // FNV-1a
+  for (const char c : config::to_json(matters)) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3;
+  return fmt::format("{:016x}", hash);
+}
+
 namespace {
 
 // The older log that a resumed run goes on from; nothing where it cannot.

@@ -141,3 +141,26 @@ TEST_CASE("a resumed run goes on behind what its checkpoint holds") {
   CHECK(write(1, 20, 0, 3));
   CHECK(runtime::read_exchange_log(files, path).header.after == 20);
 }
+
+TEST_CASE("a run is known by what its numbers depend on") {
+  const std::string text =
+      R"({"model": {"type": "mlp", "input_size": 4, "hidden_sizes": [8], "output_size": 3}, "data": {"type": "synthetic"},
+          "training": {"steps": 8, "batch_size": 8}, "optimizer": {"type": "sgd", "learning_rate": 0.1}})";
+  const auto of = [&](const std::vector<std::string>& set) {
+    return runtime::exchange_identity(config::parse(text, "test", set));
+  };
+  const std::string one = of({});
+  CHECK(one.size() == 16);
+  for (const char* same : {"training.eval_every=3", "training.time_limit=9", "checkpoint.directory=x",
+                           "logging.every_steps=1", "training.hang_timeout=7", "parallel.pipeline=2"}) {
+    INFO(same);
+    CHECK(of({same}) == one);
+  }
+  for (const char* other : {"training.steps=9", "training.batch_size=16", "training.seed=9", "parallel.data=2",
+                            "parallel.tensor=2", "optimizer.learning_rate=0.2", "model.hidden_sizes=[9]"}) {
+    INFO(other);
+    CHECK(of({other}) != one);
+  }
+  // What a checkpoint keeps of the configuration names the same run.
+  CHECK(runtime::exchange_identity(config::parse(config::to_json(config::parse(text, "a", {})), "b")) == one);
+}

@@ -15,6 +15,7 @@
 #include <string_view>
 #include <vector>
 
+#include "trainer/config/config.hpp"
 #include "trainer/storage/file_system.hpp"
 
 namespace trainer::runtime {
@@ -64,6 +65,9 @@ std::string print(const ExchangeLog& log);
 /// parse(print(log)) == log. Throws Error(Storage): `path`, line, what was found and what was expected.
 ExchangeLog parse_exchange_log(std::string_view text, const std::string& path);
 ExchangeLog read_exchange_log(const storage::FileSystem& files, const std::string& path);
+
+/// What the log of a run is known by: a hash of all keys that its numbers depend on. Of a resolved configuration.
+std::string exchange_identity(const config::Config& config);
 
 /// The log of a running server. What it could not write it says once and then writes no more: the run goes on, its log
 /// ends there.
