@@ -196,6 +196,38 @@ ExchangeLog read_exchange_log(const storage::FileSystem& files, const std::strin
   return parse_exchange_log(files.read_text(path, kMostBytes), path);
 }
 
+namespace {
+
+constexpr std::int64_t kPositionNumbers = sizeof(ExchangePosition) / sizeof(std::int64_t);
+static_assert(kPositionNumbers == 4);
+
+}  // namespace
+
+storage::Piece position_piece(const ExchangePosition& position, int server, int servers) {
+  return {kPositionsTensor, DType::I64, {servers, kPositionNumbers}, {{server, 0}, {1, kPositionNumbers}}, &position};
+}
+
+std::vector<ExchangePosition> exchange_positions(const storage::CheckpointReader& checkpoint) {
+  std::vector<ExchangePosition> positions;
+  for (const storage::TensorEntry& tensor : checkpoint.tensors()) {
+    if (tensor.name != kPositionsTensor) continue;
+    if (tensor.type != DType::I64 || tensor.shape.dims() != 2 || tensor.shape[1] != kPositionNumbers) {
+      throw Error(ExitCode::Storage,
+                  fmt::format("{}: {} is {} {}; expected I64 [servers, {}]", checkpoint.path(), kPositionsTensor,
+                              name_of(tensor.type), to_string(tensor.shape), kPositionNumbers));
+    }
+    positions.resize(static_cast<std::size_t>(tensor.shape[0]));
+    checkpoint.read(kPositionsTensor, whole(tensor.shape), positions.data());
+  }
+  for (const ExchangePosition& p : positions) {
+    if (p.after >= 0 && p.sequence >= 0 && p.version >= p.updates && p.updates >= 0) continue;
+    throw Error(ExitCode::Storage,
+                fmt::format("{}: {} holds {} {} {} {}, which is no position of a log", checkpoint.path(),
+                            kPositionsTensor, p.after, p.sequence, p.version, p.updates));
+  }
+  return positions;
+}
+
 std::string exchange_identity(const config::Config& config) {
   config::Config matters;
   matters.model = config.model;

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "trainer/config/config.hpp"
+#include "trainer/storage/checkpoint.hpp"
 #include "trainer/storage/file_system.hpp"
 
 namespace trainer::runtime {
@@ -65,6 +66,19 @@ std::string print(const ExchangeLog& log);
 /// parse(print(log)) == log. Throws Error(Storage): `path`, line, what was found and what was expected.
 ExchangeLog parse_exchange_log(std::string_view text, const std::string& path);
 ExchangeLog read_exchange_log(const storage::FileSystem& files, const std::string& path);
+
+/// Where a server stands at a checkpoint; in it a row of the tensor kPositionsTensor, I64 [servers, 4].
+struct ExchangePosition {
+  std::int64_t after = 0;     // of its log's header
+  std::int64_t sequence = 0;  // its last operation
+  std::int64_t version = 0;   // updates that its parameters hold
+  std::int64_t updates = 0;   // of those, since its optimizer's state began
+};
+inline constexpr const char* kPositionsTensor = "optimizer.exchange_positions";
+/// A server's row; points to it.
+storage::Piece position_piece(const ExchangePosition& position, int server, int servers);
+/// [server]; empty where servers did not write the checkpoint. Throws Error(Storage) for values that they never write.
+std::vector<ExchangePosition> exchange_positions(const storage::CheckpointReader& checkpoint);
 
 /// What the log of a run is known by: a hash of all keys that its numbers depend on. Of a resolved configuration.
 std::string exchange_identity(const config::Config& config);
