@@ -26,6 +26,7 @@ ExitCode train(Context& context, const config::TrainCommand& command);
 ExitCode sweep(Context& context, const config::SweepCommand& command);
 ExitCode evaluate(Context& context, const config::EvalCommand& command);
 ExitCode profile(Context& context, const config::ProfileCommand& command);
+ExitCode replay(Context& context, const config::ReplayCommand& command);
 
 // These run on one rank and need no MPI.
 ExitCode export_weights(const config::ExportCommand& command);
