@@ -238,7 +238,7 @@ void GradientSync::leave_pass() {
 
 GradientMemory gradient_memory(const RunPlan& plan, const ParameterLayout& parameters, const plan::Coordinates& at) {
   GradientMemory memory;
-  if (plan.mesh.data > 1 && !parameters.shared) {
+  if (plan.mesh.data > 1 && plan.servers() == 0 && !parameters.shared) {
     for (const BucketRange& range : bucket_ranges(parameters)) {
       const Range gradients{static_cast<std::int64_t>(range.begin), static_cast<std::int64_t>(range.end)};
       const auto replicas = static_cast<int>(plan.mesh.data);

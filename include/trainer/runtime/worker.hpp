@@ -63,6 +63,20 @@ class Worker : public SavedState {
   /// nothing when it returned true on any rank before the last batch.
   std::optional<EvaluationReport> evaluate(std::int64_t step, const std::function<bool()>& stop = {});
 
+  // For runs whose replicas are apart, each with batches and gradients of its own (plan.servers() > 0).
+
+  /// Gradients of one batch of this replica by itself, each use of a parameter in its own place; with `add_uses` those
+  /// of tied ones are added, as after step(). `batch`: the replica's own positions of the stream; `scale`: of the
+  /// loss's gradient. Returns the sum of the losses as far as this rank has it. Collective over the replica.
+  double compute_gradients(const GlobalBatch& batch, double scale, bool add_uses);
+  /// After it with `add_uses`: Σ g² of the parameters that this rank speaks for, in their global order.
+  double gradient_squares();
+  /// What the loss of a batch is divided by: its targets that count (for real targets, their values).
+  double targets_of(const GlobalBatch& batch) const;
+  GlobalBatch training_batch(std::int64_t step) const;
+  /// Positions of the stream from here on are padding.
+  std::int64_t sample_limit() const { return sample_limit_; }
+
   const storage::Split& split() const { return split_; }
   std::int64_t total_steps() const { return total_steps_; }
   const plan::Coordinates& coordinates() const { return at_; }
@@ -73,8 +87,6 @@ class Worker : public SavedState {
   struct Program;  // layouts, their runners and executor
   void wire(Program& program, const schedule::Schedule& schedule, const std::vector<schedule::StageSlots>& slots,
             int channel);
-  GlobalBatch training_batch(std::int64_t step) const;
-  double targets_of(const GlobalBatch& batch) const;
   /// [stage] world ranks of this replica and tensor place.
   std::vector<int> stage_ranks() const;
   void measure_norms();
@@ -109,6 +121,7 @@ class Worker : public SavedState {
   std::unique_ptr<Program> training_, forward_only_;
   std::unique_ptr<GradientSync> sync_;
   std::unique_ptr<BatchSource> batches_;
+  std::optional<BatchSource> own_batches_;      // where replicas are apart
   std::unique_ptr<OptimisticStep> optimistic_;  // null: the plain way
   std::optional<comm::WaitProgress> wait_progress_;
   StepOutcome confirmed_;  // by the last confirm()
