@@ -9,6 +9,7 @@
 #include "parameter_server.hpp"
 #include "run_end.hpp"
 #include "served_replica.hpp"
+#include "served_state.hpp"
 #include "trainer/core/error.hpp"
 #include "trainer/runtime/agreement.hpp"
 
@@ -49,6 +50,7 @@ struct Run {
   comm::Communicator& world;
   const RunPlan& plan;
   const storage::Dataset& data;
+  storage::FileSystem& files;
   Saver& saver;
   const TrainOptions& options;
   const std::unique_ptr<comm::Communicator> ranks = world.split(0, world.rank());  // messages of the exchange
@@ -71,6 +73,13 @@ struct Run {
 
   void save(const SavedState& state, std::int64_t step, Observer& observer) {
     if (saver.enabled()) saver.save(state, step, observer);
+  }
+
+  /// Collective: what some rank has to say is said on rank 0.
+  void tell(const std::string& warning, Observer& observer) {
+    for (const std::string& text : world.gather_strings(warning)) {
+      if (!text.empty()) observer.warning(text);
+    }
   }
 
   [[noreturn]] void diverge(const std::string& where) {
@@ -107,6 +116,8 @@ class MeshSide {
     observer_ = make_observers(run_.world, run_.options, run_.saver, pending, done, run_.total);
     result_.first_step = done + 1;
     result_.last_step = done;
+    agree(run_.world, [] {});  // servers open their logs
+    run_.tell("", *observer_);
     const comm::ClockSample clock = comm::measure_clock(mesh_, run_.plan.node_of_rank, steady_nanoseconds);
     std::vector<StepRecord> records;
     Point point = run_.meet({}, records);
@@ -115,7 +126,7 @@ class MeshSide {
       point = run_.meet({}, records);
       for (const StepRecord& record : records) tell(record);
       result_.last_step = point.step;
-      if (point.diverged != 0) run_.diverge(describe_divergence(point));
+      if (point.diverged != 0) diverge(point);
       if (point.save != 0) save(state, point.step);
       if (point.evaluate != 0) evaluate(point.step);
     }
@@ -182,9 +193,16 @@ class MeshSide {
     observer_->evaluation(*report);
   }
 
-  std::string describe_divergence(const Point& point) {
-    return fmt::format("step {}: diverged: the loss is {} and the gradient norm {}", point.step + 1, point.loss,
-                       point.grad_norm);
+  [[noreturn]] void diverge(const Point& point) {
+    std::string text;
+    try {
+      if (point.replica < 0) worker_.diverge(point.step + 1, point.loss, point.grad_norm);
+      worker_.diverge(point.step + 1, point.loss, point.grad_norm, fmt::format(" in replica {}", point.replica),
+                      "This gradient changed no weight");
+    } catch (const AgreedError& error) {
+      text = error.what();
+    }
+    run_.diverge(text);
   }
 
   Run& run_;
@@ -209,14 +227,10 @@ class ServerSide {
       : run_(run),
         pool_(run.options.threads, run.options.spin),
         store_(run.plan, run.servers, run.side->rank(), pool_),
+        book_(make_book(run)),
+        state_(run.plan, run.servers, run.side->rank(), store_, book_.get()),
         server_(*run.ranks, run.plan, run.servers, run.side->rank(), store_, run.total) {
-    if (run.side->rank() != 0) return;
-    const config::Parallel& parallel = run.plan.config.parallel;
-    const auto replicas = static_cast<int>(parallel.data);
-    const std::int64_t size = run.plan.config.training.batch_size / parallel.data;
-    book_ = parallel.server.consistency == config::Consistency::Bsp
-                ? make_step_book(replicas, static_cast<int>(parallel.server.backup), size)
-                : make_stream_book(replicas, size);
+    if (!book_) return;
     coordinator_ = std::make_unique<Coordinator>(*run.ranks, run.plan, *book_, run.total, run.options.stop);
     server_.stepped = [this](const StepRecord& record) { coordinator_->stepped(record); };
     server_.diverged = [this](const StepRecord& record) { coordinator_->diverged(record); };
@@ -224,17 +238,11 @@ class ServerSide {
 
   TrainResult go() {
     PendingMessages pending;
-    const std::int64_t done = run_.saver.open(store_, run_.options.resume, pending);
+    const std::int64_t done = run_.saver.open(state_, run_.options.resume, pending);
     make_observers(run_.world, run_.options, run_.saver, pending, done, run_.total);
     result_.first_step = done + 1;
     saved_ = done;
-    const bool bulk = run_.plan.config.parallel.server.consistency == config::Consistency::Bsp;
-    std::vector<std::int64_t> clocks(static_cast<std::size_t>(run_.plan.mesh.data));
-    server_.restore({bulk ? done : done * run_.plan.mesh.data, done, clocks});
-    if (coordinator_) {
-      book_->restore(done, {});
-      coordinator_->restore(done, clocks);
-    }
+    restore(done);
     std::vector<StepRecord> records;
     Point point{.step = done, .finish = done >= run_.total ? 1 : 0};
     point = run_.meet(point, records);
@@ -248,6 +256,34 @@ class ServerSide {
   }
 
  private:
+  static std::unique_ptr<BatchBook> make_book(const Run& run) {
+    if (run.side->rank() != 0) return nullptr;
+    const config::Parallel& parallel = run.plan.config.parallel;
+    const auto replicas = static_cast<int>(parallel.data);
+    const std::int64_t size = run.plan.config.training.batch_size / parallel.data;
+    return parallel.server.consistency == config::Consistency::Bsp
+               ? make_step_book(replicas, static_cast<int>(parallel.server.backup), size)
+               : make_stream_book(replicas, size);
+  }
+
+  void restore(std::int64_t done) {
+    const ServerClocks clocks = state_.clocks(done);
+    server_.restore(clocks);
+    if (coordinator_) coordinator_->restore(done, clocks.replicas);
+    agree(run_.world, [&] {
+      state_.restore_book(done);
+      if (run_.saver.enabled() && done < run_.total) {
+        log_ = state_.open_log(run_.files, run_.plan.config.checkpoint.directory, done);
+      }
+    });
+    if (log_) server_.done = [this](const ExchangeRecord& record) { log_->append(record); };
+    run_.tell(log_ && log_->anew() && !run_.options.overwrite
+                  ? fmt::format("{} begins behind step {}: what came before was not of this run's layout",
+                                exchange_log_path(run_.plan.config.checkpoint.directory, run_.side->rank()), done)
+                  : "",
+              nobody_);
+  }
+
   // The first step behind `step` at which something is due.
   std::int64_t next_point(std::int64_t step) const {
     std::int64_t next = run_.total;
@@ -271,10 +307,16 @@ class ServerSide {
     }
     point = run_.meet(point, records);
     if (point.diverged != 0) run_.diverge("");
-    if (point.save != 0) run_.save(store_, point.step, nobody_);
-    if (point.save != 0) saved_ = point.step;
+    if (point.save != 0) save(point.step);
     if (point.evaluate != 0) server_.serve();  // weights to evaluate with
     return point;
+  }
+
+  void save(std::int64_t step) {
+    if (log_) log_->sync();
+    state_.set(server_.clocks(), log_.get());
+    run_.save(state_, step, nobody_);
+    saved_ = step;
   }
 
   void decide(Point& point) const {
@@ -291,9 +333,11 @@ class ServerSide {
   Run& run_;
   ThreadPool pool_;
   ServerStore store_;
+  std::unique_ptr<BatchBook> book_;  // of the coordinator, beside the first server
+  ServedState state_;
   ParameterServer server_;
-  std::unique_ptr<BatchBook> book_;           // of the coordinator
-  std::unique_ptr<Coordinator> coordinator_;  // beside the first server
+  std::unique_ptr<Coordinator> coordinator_;
+  std::unique_ptr<ExchangeLogWriter> log_;
   Observer nobody_;
   std::int64_t saved_ = 0;  // step
   TrainResult result_;
@@ -301,9 +345,9 @@ class ServerSide {
 
 }  // namespace
 
-TrainResult train_served(comm::Communicator& world, const RunPlan& plan, const storage::Dataset& data, Saver& saver,
-                         const TrainOptions& options) {
-  Run run{world, plan, data, saver, options};
+TrainResult train_served(comm::Communicator& world, const RunPlan& plan, const storage::Dataset& data,
+                         storage::FileSystem& files, Saver& saver, const TrainOptions& options) {
+  Run run{world, plan, data, files, saver, options};
   if (world.rank() < plan.mesh.size()) return MeshSide(run).go();
   return ServerSide(run).go();
 }

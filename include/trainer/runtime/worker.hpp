@@ -32,9 +32,9 @@ struct StepOutcome {
 
 /// What one call of Worker::step has settled, in this order.
 struct StepResult {
-  std::optional<StepOutcome> before;  // of the step before, which was left open
+  std::optional<StepOutcome> before;        // of the step before, which was left open
   std::span<const StepOutcome> round = {};  // of a round's steps, which were left open; valid until the next call
-  std::optional<StepOutcome> now;     // nothing: the step is open; or it was not made, as `before` says to stop
+  std::optional<StepOutcome> now;           // nothing: the step is open; or it was not made, as `before` says to stop
 };
 
 class Worker : public SavedState {
@@ -82,6 +82,11 @@ class Worker : public SavedState {
   /// Positions of the stream from here on are padding.
   std::int64_t sample_limit() const { return sample_limit_; }
 
+  /// Throws Error(Diverged) on every rank, having looked for where it began in what was computed last. `who` (" in
+  /// replica 1") and `since`, what did not happen, are alike on all ranks. Collective.
+  [[noreturn]] void diverge(std::int64_t step, double loss, double grad_norm, const std::string& who = "",
+                            const std::string& since = "No weight was changed in this step");
+
   const storage::Split& split() const { return split_; }
   std::int64_t total_steps() const { return total_steps_; }
   const plan::Coordinates& coordinates() const { return at_; }
@@ -106,9 +111,6 @@ class Worker : public SavedState {
   bool confirm();
   /// After a pass that was given up: brings the weights to where the plain way has them.
   void repair(const StepOutcome& outcome);
-  /// `who` (" in replica 1") and `since`, what did not happen, are alike on all ranks.
-  [[noreturn]] void diverge(std::int64_t step, double loss, double grad_norm, const std::string& who = "",
-                            const std::string& since = "No weight was changed in this step");
   // Rounds of local steps.
   StepResult local_step(std::int64_t step, bool stop, bool settle);
   LocalStep train_alone(std::int64_t step);
@@ -139,7 +141,7 @@ class Worker : public SavedState {
   std::optional<BatchSource> own_batches_;      // where replicas are apart
   std::unique_ptr<OptimisticStep> optimistic_;  // null: the plain way
   std::optional<comm::WaitProgress> wait_progress_;
-  StepOutcome confirmed_;  // by the last confirm()
+  StepOutcome confirmed_;                // by the last confirm()
   std::unique_ptr<LocalRounds> rounds_;  // null: replicas exchange gradients
   std::vector<StepOutcome> round_outcomes_;
   Optimism optimism_;
