@@ -63,8 +63,9 @@ void ServerLane::end_push() {
   for (std::size_t m = 0; m < std::min(kMessagesInFlight, gradients_.size()); ++m) gradients_[m]->start();
 }
 
-void ServerLane::begin_reply(const ServerReply& reply, bool weights) {
+void ServerLane::begin_reply(const ServerReply& reply, bool weights, std::int64_t until) {
   outbox_ = reply;
+  until_ = until;
   send_reply_->start();
   started_ = sent_ = 0;
   to_send_ = weights ? weights_.size() : 0;
@@ -75,6 +76,7 @@ bool ServerLane::progress_reply() {
   while (true) {
     while (sent_ < started_ && weights_[sent_]->test()) ++sent_;
     if (started_ == to_send_ || started_ - sent_ == kMessagesInFlight) break;
+    if (stream_.pull[started_].remote + stream_.pull[started_].elements > until_) break;
     weights_[started_++]->start();
   }
   return send_reply_->test() && sent_ == to_send_;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <limits>
 #include <memory>
 #include <vector>
 
@@ -35,9 +36,12 @@ class ServerLane {
   /// Behind the last message of a push: makes ready for the next push.
   void end_push();
 
-  /// Begins to answer; with `weights` they follow, and must not change until progress_reply() is true.
-  void begin_reply(const ServerReply& reply, bool weights);
+  /// Begins to answer; with `weights` they follow, and must not change until progress_reply() is true. Only elements
+  /// before `until` (of the server's range) are sent, until more are allowed.
+  void begin_reply(const ServerReply& reply, bool weights, std::int64_t until = kAll);
+  void allow(std::int64_t until) { until_ = until; }
   bool progress_reply();
+  static constexpr std::int64_t kAll = std::numeric_limits<std::int64_t>::max();
 
   /// What a lane for such a stream takes beside its transfers.
   static std::size_t slot_bytes(const ServerStream& stream);
@@ -60,6 +64,7 @@ class ServerLane {
   std::unique_ptr<comm::Transfer> send_reply_;
   std::vector<std::unique_ptr<comm::Transfer>> weights_;  // [message]
   std::size_t started_ = 0, sent_ = 0, to_send_ = 0;
+  std::int64_t until_ = kAll;
 };
 
 }  // namespace trainer::runtime
