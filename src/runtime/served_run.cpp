@@ -9,6 +9,7 @@
 #include "parameter_server.hpp"
 #include "run_end.hpp"
 #include "served_replica.hpp"
+#include "served_state.hpp"
 #include "trainer/core/error.hpp"
 #include "trainer/runtime/agreement.hpp"
 
@@ -217,6 +218,7 @@ class ServerSide {
     book_ = parallel.server.consistency == config::Consistency::Bsp
                 ? make_step_book(replicas, static_cast<int>(parallel.server.backup), size)
                 : make_stream_book(replicas, size);
+    state_ = std::make_unique<ServedState>(run.plan, run.side->rank(), store_, book_.get());
     coordinator_ = std::make_unique<Coordinator>(*run.ranks, run.plan, *book_, run.total, run.options.stop);
     server_.stepped = [this](const StepRecord& record) { coordinator_->stepped(record); };
     server_.diverged = [this](const StepRecord& record) { coordinator_->diverged(record); };
