@@ -34,24 +34,13 @@ storage::Piece piece_of(const char* name, const std::vector<std::int64_t>& value
   return {name, DType::I64, shape, whole(shape), values.data()};
 }
 
-const char* word_of(config::Consistency consistency) {
-  switch (consistency) {
-    case config::Consistency::Bsp:
-      return "bsp";
-    case config::Consistency::Ssp:
-      return "ssp";
-    case config::Consistency::Async:
-      return "async";
-  }
-  return "";
-}
-
 }  // namespace
 
 void ServedState::initialise() {
   store_.initialise();
   position_ = {};
-  clocks_ = {.version = 0, .updates = 0, .replicas = std::vector<std::int64_t>(static_cast<std::size_t>(plan_.mesh.data))};
+  clocks_ = {
+      .version = 0, .updates = 0, .replicas = std::vector<std::int64_t>(static_cast<std::size_t>(plan_.mesh.data))};
   if (book_ != nullptr) book_->restore(0, {});
 }
 
@@ -89,7 +78,7 @@ void ServedState::open_log(storage::FileSystem& files, std::int64_t step) {
                               .server = server_,
                               .servers = static_cast<int>(plan_.servers()),
                               .replicas = plan_.mesh.data,
-                              .consistency = word_of(config.parallel.server.consistency),
+                              .consistency = consistency_word(config.parallel.server.consistency),
                               .after = position_.after};
   log_ = std::make_unique<ExchangeLogWriter>(files, config.checkpoint.directory, header, position_.sequence, step);
 }
