@@ -8,6 +8,7 @@
 
 #include "trainer/core/error.hpp"
 #include "trainer/runtime/agreement.hpp"
+#include "trainer/runtime/local_rounds.hpp"
 
 namespace trainer::runtime {
 

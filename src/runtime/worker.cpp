@@ -401,11 +401,10 @@ void Worker::diverge(std::int64_t step, double loss, double grad_norm, const std
     const auto p = static_cast<std::size_t>(-first[1]);
     if (p < parameters) where += fmt::format(", in {} first", plan_.graph.parameters[p].name);
   }
-  throw AgreedError(
-      ExitCode::Diverged,
-      fmt::format("step {}: diverged{}: the loss is {} and the gradient norm {}; {}. {}. A lower "
-                  "optimizer.learning_rate, more warm-up or training.gradient_clip usually helps",
-                  step, who, readable(loss), readable(grad_norm), where, since));
+  throw AgreedError(ExitCode::Diverged,
+                    fmt::format("step {}: diverged{}: the loss is {} and the gradient norm {}; {}. {}. A lower "
+                                "optimizer.learning_rate, more warm-up or training.gradient_clip usually helps",
+                                step, who, readable(loss), readable(grad_norm), where, since));
 }
 
 std::optional<EvaluationReport> Worker::evaluate(std::int64_t step, const std::function<bool()>& stop) {
