@@ -106,9 +106,15 @@ Worker::Worker(comm::Communicator& world, const RunPlan& plan, const storage::Da
   if (training) wire(*training_, plan.training, plan.training_slots, 0);
   wire(*forward_only_, plan.forward_only, plan.forward_only_slots, 1);
   if (training) {
-    sync_ = std::make_unique<GradientSync>(plan, at_, *parameters_, pool, *data_ranks_, *pipeline_ranks_, log);
+    if (config.parallel.delayed_gradients) {
+      delayed_ = std::make_unique<DelayedGradients>(plan, at_, *parameters_, pool, *data_ranks_, *pipeline_ranks_, log);
+      wait_progress_.emplace([this] { delayed_->progress(); });
+    } else {
+      sync_ = std::make_unique<GradientSync>(plan, at_, *parameters_, pool, *data_ranks_, *pipeline_ranks_, log);
+    }
     training_->set_progress([this] {
-      sync_->progress();
+      if (sync_) sync_->progress();
+      if (delayed_) delayed_->progress();
       messages_->progress();
       if (optimistic_) optimistic_->progress();
     });
@@ -178,7 +184,31 @@ bool Worker::load(const storage::CheckpointReader& checkpoint) {
     }
   }
   if (sync_ && sync_->compressed()) sync_->compressed()->load(checkpoint);
+  if (delayed_) load_delayed(checkpoint);
   return complete;
+}
+
+namespace {
+
+std::string delayed_name(const std::string& parameter) { return "optimizer.delayed_gradient." + parameter; }
+
+}  // namespace
+
+// Another exchange's checkpoint has none: then the first step applies nothing.
+void Worker::load_delayed(const storage::CheckpointReader& checkpoint) {
+  for (const HeldParameter& held : parameters_->layout().held) {
+    const model::Parameter& parameter = plan_.graph.parameters[held.id.index()];
+    const std::string name = delayed_name(parameter.name);
+    if (!checkpoint.has(name)) return;
+    for (const Piece& piece : parameters_->duty(held)) {
+      checkpoint.read(name, piece.box, parameters_->gradients() + held.gradients.front() + piece.begin);
+    }
+  }
+  delayed_->set_pending();
+}
+
+void Worker::finish_exchange() {
+  if (delayed_) delayed_->finish_pending();
 }
 
 std::vector<storage::Piece> Worker::pieces() const {
@@ -193,6 +223,10 @@ std::vector<storage::Piece> Worker::pieces() const {
       for (int s = 0; s < optimizer_->state_count(); ++s) {
         pieces.push_back({fmt::format("optimizer.{}.{}", optimizer_->state_name(s), parameter.name), DType::F32,
                           parameter.shape, piece.box, parameters_->state(s) + state});
+      }
+      if (delayed_ && delayed_->pending()) {
+        const float* gradient = parameters_->gradients() + held.gradients.front() + piece.begin;
+        pieces.push_back({delayed_name(parameter.name), DType::F32, parameter.shape, piece.box, gradient});
       }
     }
   }
@@ -223,7 +257,7 @@ void Worker::measure_norms() {
     if (!held.counted) continue;
     double squares = 0;
     for (const Piece& piece : held.share) {
-      const float* gradient = parameters_->gradients() + held.gradients.front() + piece.begin;
+      const float* gradient = parameters_->applied_gradients() + held.gradients.front() + piece.begin;
       squares += optim::sum_of_squares(pool_, {gradient, static_cast<std::size_t>(piece.box.elements())},
                                        norm_scratch_.data());
     }
@@ -237,14 +271,17 @@ PassResult Worker::pass(std::int64_t step, const std::function<bool()>& go_on) {
     const ActivitySpan data(log_, Activity::Data);
     batches_->set(batch);
   }
+  const config::Parallel& parallel = plan_.config.parallel;
+  const double gradients = parallel.all_reduce.sum ? static_cast<double>(plan_.mesh.data) : 1.0;
   const PassRequest request{.seed = plan_.config.training.seed,
                             .training = true,
-                            .loss_scale = 1.0 / targets_of(batch),
+                            .loss_scale = gradients / targets_of(batch),
                             .count_hits = false,
                             .sample_delay = sample_delay_,
                             .go_on = go_on};
-  sync_->begin_step(step);
-  return training_->executor->run(*batches_, request, sync_.get());
+  GradientSync& sync = delayed_ ? delayed_->begin_pass(step) : *sync_;
+  if (!delayed_) sync.begin_step(step);
+  return training_->executor->run(*batches_, request, &sync);
 }
 
 StepOutcome Worker::outcome_of(std::int64_t step) const {
@@ -296,8 +333,43 @@ void Worker::repair(const StepOutcome& outcome) {
   if (!is_finite(outcome)) diverge(outcome.step, outcome.loss, outcome.grad_norm);
 }
 
+void Worker::agree_on(const PassResult& pass, bool stop, double sent_bytes) {
+  const std::size_t parameters = plan_.graph.parameters.size();
+  agreement_[parameters] = at_.tensor == 0 ? pass.loss : 0.0;
+  agreement_[parameters + 1] = stop ? 1.0 : 0.0;
+  agreement_[parameters + 2] = sent_bytes;
+}
+
+// The norm and the update are those of the step before, the loss and all else this one's.
+StepResult Worker::delayed_step(std::int64_t step, bool stop) {
+  const std::int64_t sent_before = delayed_->sent_bytes();
+  const PassResult pass = this->pass(step);
+  const bool applies = delayed_->finish_applied();
+  std::fill(agreement_.begin(), agreement_.end(), 0.0);
+  if (applies) {
+    const ActivitySpan norms(log_, Activity::Optimizer);
+    measure_norms();
+  }
+  agree_on(pass, stop, static_cast<double>(delayed_->sent_bytes() - sent_before));
+  {
+    const ActivitySpan agreement(log_, Activity::Agreement);
+    world_.sum(agreement_);
+  }
+  StepOutcome outcome = outcome_of(step);
+  if (!is_finite(outcome)) {
+    diverge(std::isfinite(outcome.loss) ? step - 1 : step, outcome.loss, outcome.grad_norm);
+  }
+  StepOutcome update_of = outcome;
+  update_of.step = step - 1;
+  update_of.learning_rate = outcome.learning_rate =
+      applies ? optim::learning_rate(plan_.config.optimizer, step - 1, total_steps_) : 0.0;
+  if (applies) update(update_of, clip_scale_of(outcome));
+  return {std::nullopt, outcome};
+}
+
 StepResult Worker::step(std::int64_t step, bool stop, bool settle) {
   const ActivitySpan whole(log_, Activity::Step, -1, step);
+  if (delayed_) return delayed_step(step, stop);
   StepResult result;
   const std::int64_t sent_before = sync_->sent_bytes();
   const bool open = optimistic_ && optimistic_->step();
@@ -318,10 +390,7 @@ StepResult Worker::step(std::int64_t step, bool stop, bool settle) {
     const ActivitySpan norms(log_, Activity::Optimizer);
     measure_norms();
   }
-  const std::size_t parameters = plan_.graph.parameters.size();
-  agreement_[parameters] = at_.tensor == 0 ? pass.loss : 0.0;
-  agreement_[parameters + 1] = stop ? 1.0 : 0.0;
-  agreement_[parameters + 2] = static_cast<double>(sync_->sent_bytes() - sent_before);
+  agree_on(pass, stop, static_cast<double>(sync_->sent_bytes() - sent_before));
   StepOutcome outcome;
   if (optimistic_ && !settle && optimistic_->promising()) {
     std::copy(agreement_.begin(), agreement_.end(), optimistic_->terms().begin());

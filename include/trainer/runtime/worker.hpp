@@ -10,6 +10,7 @@
 
 #include "trainer/comm/communicator.hpp"
 #include "trainer/core/observer.hpp"
+#include "trainer/runtime/delayed_gradients.hpp"
 #include "trainer/runtime/executor.hpp"
 #include "trainer/runtime/optimistic_step.hpp"
 #include "trainer/runtime/run_plan.hpp"
@@ -62,6 +63,10 @@ class Worker {
     std::int64_t updates = 0, taken_back = 0;
   };
   const Optimism& optimism() const { return optimism_; }
+  /// With parallel.delayed_gradients, before pieces() and at the end of a run: waits for the sum of the last pass's
+  /// gradients, so that it can be saved. Changes no bit of what follows. Collective; nothing where gradients are not
+  /// delayed.
+  void finish_exchange();
   /// Mean loss (and accuracy for classes) over the held-out samples. Collective. With `stop`,
   /// nothing when it returned true on any rank before the last batch.
   std::optional<EvaluationReport> evaluate(std::int64_t step, const std::function<bool()>& stop = {});
@@ -81,6 +86,10 @@ class Worker {
   /// [stage] world ranks of this replica and tensor place.
   std::vector<int> stage_ranks() const;
   void measure_norms();
+  /// This rank's terms beside the norms.
+  void agree_on(const PassResult& pass, bool stop, double sent_bytes);
+  StepResult delayed_step(std::int64_t step, bool stop);
+  void load_delayed(const storage::CheckpointReader& checkpoint);
   PassResult pass(std::int64_t step, const std::function<bool()>& go_on = {});
   /// From the sums of all ranks, in agreement_.
   StepOutcome outcome_of(std::int64_t step) const;
@@ -110,7 +119,8 @@ class Worker {
   Buffer arena_;
   std::unique_ptr<StageMessages> messages_;
   std::unique_ptr<Program> training_, forward_only_;
-  std::unique_ptr<GradientSync> sync_;
+  std::unique_ptr<GradientSync> sync_;         // null where gradients are delayed
+  std::unique_ptr<DelayedGradients> delayed_;  // null where they are not
   std::unique_ptr<BatchSource> batches_;
   std::unique_ptr<OptimisticStep> optimistic_;  // null: the plain way
   std::optional<comm::WaitProgress> wait_progress_;
