@@ -188,15 +188,15 @@ TEST_CASE("delayed gradients are delayed SGD, as a serial simulation has it, bit
                                                       {"gpt tied", 2, 2, 1},
                                                       {"gpt dropout", 1, 2, 1},
                                                       {"sequential", 2, 1, 2}}) {
-    const Case plain = case_of(model, data, pipeline, tensor, "parallel.all_reduce.bucket_elements=400");
+    const Case plain =
+        case_of(model, data, pipeline, tensor, "parallel.all_reduce.bucket_elements=400;training.gradient_clip=0.2");
     CAPTURE(plain.name());
     const Told expected = simulated(plain);
     const Told told = delayed(with(plain, kDelayed));
     CHECK(told == expected);
     CHECK(told.norms[0] == 0);
-    CHECK(told.norms[1] > 1.0);  // so that it was clipped
+    CHECK(told.norms[1] > 0.2);  // so that it was clipped
     CHECK(told.losses.back() < told.losses.front());
-    CHECK(told.losses[0] == told.losses[0]);
   }
 }
 
