@@ -28,7 +28,8 @@ struct HeldParameter {
   ParameterId id;
   std::vector<Box> boxes;  // one behind the other in memory
   std::int64_t elements = 0;
-  /// What this replica does for all of them: an equal share of each box's rows, the same on every stage cut. It sums
+  /// What this replica does for all of them: an equal share of each box's rows, the same on every stage cut (all rows
+  /// where replicas exchange no gradients). It sums
   /// their squares and saves them; where replicas share memory it alone sums their gradients and updates them.
   std::vector<Piece> share;
   std::size_t weight = 0;  // element offset in weights() and each state()
@@ -62,6 +63,10 @@ inline std::size_t updated_elements(const ParameterLayout& layout) {
   return layout.shared ? layout.state_elements : layout.weight_elements;
 }
 ParameterLayout lay_out_parameters(const RunPlan& plan, const plan::LocalGraph& local, const plan::Coordinates& at);
+
+/// Initial values of a box of a parameter, row-major: each element a function of (seed, parameter name, global index).
+void set_initial_values(const model::Parameter& parameter, const Box& box, std::uint64_t seed, float* to,
+                        ThreadPool& pool);
 
 /// Counters that replicas raise in the memory they share.
 enum ReplicaChannel : int { kBucketsReady, kWeightsUpdated, kPassesLeft, kReplicaChannels };
