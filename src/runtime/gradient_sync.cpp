@@ -82,12 +82,8 @@ GradientSync::GradientSync(const RunPlan& plan, const plan::Coordinates& at, Par
                            comm::Communicator& data, comm::Communicator& pipeline, ActionLog* log)
     : parameters_(parameters),
       pool_(pool),
-<<<<<<< HEAD
-      replicas_(data.size()),
-      delayed_(plan.config.parallel.delayed_gradients),
-=======
       replicas_(plan.local_steps() ? 1 : data.size()),
->>>>>>> main
+      delayed_(plan.config.parallel.delayed_gradients),
       terms_(static_cast<std::size_t>(data.size())),
       log_(log) {
   if (replicas_ > 1 && plan.compresses()) {
@@ -284,13 +280,8 @@ void GradientSync::leave_pass() {
 
 GradientMemory gradient_memory(const RunPlan& plan, const ParameterLayout& parameters, const plan::Coordinates& at) {
   GradientMemory memory;
-<<<<<<< HEAD
-  if (plan.mesh.data > 1 && !parameters.shared) {
-    for (const BucketRange& range : bucket_ranges(plan, parameters)) {
-=======
   if (!plan.local_steps() && plan.mesh.data > 1 && !parameters.shared) {
-    for (const BucketRange& range : bucket_ranges(parameters)) {
->>>>>>> main
+    for (const BucketRange& range : bucket_ranges(plan, parameters)) {
       const Range gradients{static_cast<std::int64_t>(range.begin), static_cast<std::int64_t>(range.end)};
       const auto replicas = static_cast<int>(plan.mesh.data);
       memory.own += plan.compresses() ? lay_out_compression(plan, parameters, at, gradients)

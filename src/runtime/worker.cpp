@@ -191,35 +191,9 @@ bool Worker::load(const storage::CheckpointReader& checkpoint) {
     }
   }
   if (sync_ && sync_->compressed()) sync_->compressed()->load(checkpoint);
-<<<<<<< HEAD
   if (delayed_) load_delayed(checkpoint);
-=======
   if (rounds_) rounds_->load(checkpoint);
->>>>>>> main
   return complete;
-}
-
-namespace {
-
-std::string delayed_name(const std::string& parameter) { return "optimizer.delayed_gradient." + parameter; }
-
-}  // namespace
-
-// Another exchange's checkpoint has none: then the first step applies nothing.
-void Worker::load_delayed(const storage::CheckpointReader& checkpoint) {
-  for (const HeldParameter& held : parameters_->layout().held) {
-    const model::Parameter& parameter = plan_.graph.parameters[held.id.index()];
-    const std::string name = delayed_name(parameter.name);
-    if (!checkpoint.has(name)) return;
-    for (const Piece& piece : parameters_->duty(held)) {
-      checkpoint.read(name, piece.box, parameters_->gradients() + held.gradients.front() + piece.begin);
-    }
-  }
-  delayed_->set_pending();
-}
-
-void Worker::finish_exchange() {
-  if (delayed_) delayed_->finish_pending();
 }
 
 std::vector<storage::Piece> Worker::pieces() const {
@@ -236,12 +210,9 @@ std::vector<storage::Piece> Worker::pieces() const {
         pieces.push_back({fmt::format("optimizer.{}.{}", optimizer_->state_name(s), parameter.name), DType::F32,
                           parameter.shape, piece.box, parameters_->state(s) + state});
       }
-      if (delayed_ && delayed_->pending()) {
-        const float* gradient = parameters_->gradients() + held.gradients.front() + piece.begin;
-        pieces.push_back({delayed_name(parameter.name), DType::F32, parameter.shape, piece.box, gradient});
-      }
     }
   }
+  if (delayed_) add_delayed_pieces(pieces);
   if (sync_ && sync_->compressed()) {
     const std::vector<storage::Piece> more = sync_->compressed()->pieces();
     pieces.insert(pieces.end(), more.begin(), more.end());
@@ -295,11 +266,7 @@ PassResult Worker::pass(std::int64_t step, const std::function<bool()>& go_on) {
   const double gradients = parallel.all_reduce.sum ? static_cast<double>(plan_.mesh.data) : 1.0;
   const PassRequest request{.seed = plan_.config.training.seed,
                             .training = true,
-<<<<<<< HEAD
-                            .loss_scale = gradients / targets_of(batch),
-=======
-                            .loss_scale = 1.0 / targets_of(batch_of_means(step)),
->>>>>>> main
+                            .loss_scale = gradients / targets_of(batch_of_means(step)),
                             .count_hits = false,
                             .sample_delay = sample_delay_,
                             .go_on = go_on};
@@ -364,40 +331,10 @@ void Worker::agree_on(const PassResult& pass, bool stop, double sent_bytes) {
   agreement_[parameters + 2] = sent_bytes;
 }
 
-// The norm and the update are those of the step before, the loss and all else this one's.
-StepResult Worker::delayed_step(std::int64_t step, bool stop) {
-  const std::int64_t sent_before = delayed_->sent_bytes();
-  const PassResult pass = this->pass(step);
-  const bool applies = delayed_->finish_applied();
-  std::fill(agreement_.begin(), agreement_.end(), 0.0);
-  if (applies) {
-    const ActivitySpan norms(log_, Activity::Optimizer);
-    measure_norms();
-  }
-  agree_on(pass, stop, static_cast<double>(delayed_->sent_bytes() - sent_before));
-  {
-    const ActivitySpan agreement(log_, Activity::Agreement);
-    world_.sum(agreement_);
-  }
-  StepOutcome outcome = outcome_of(step);
-  if (!is_finite(outcome)) {
-    diverge(std::isfinite(outcome.loss) ? step - 1 : step, outcome.loss, outcome.grad_norm);
-  }
-  StepOutcome update_of = outcome;
-  update_of.step = step - 1;
-  update_of.learning_rate = outcome.learning_rate =
-      applies ? optim::learning_rate(plan_.config.optimizer, step - 1, total_steps_) : 0.0;
-  if (applies) update(update_of, clip_scale_of(outcome));
-  return {std::nullopt, outcome};
-}
-
 StepResult Worker::step(std::int64_t step, bool stop, bool settle) {
   const ActivitySpan whole(log_, Activity::Step, -1, step);
-<<<<<<< HEAD
   if (delayed_) return delayed_step(step, stop);
-=======
   if (rounds_) return local_step(step, stop, settle);
->>>>>>> main
   StepResult result;
   const std::int64_t sent_before = sync_->sent_bytes();
   const bool open = optimistic_ && optimistic_->step();
@@ -480,11 +417,10 @@ void Worker::diverge(std::int64_t step, double loss, double grad_norm, const std
     const auto p = static_cast<std::size_t>(-first[1]);
     if (p < parameters) where += fmt::format(", in {} first", plan_.graph.parameters[p].name);
   }
-  throw AgreedError(
-      ExitCode::Diverged,
-      fmt::format("step {}: diverged{}: the loss is {} and the gradient norm {}; {}. {}. A lower "
-                  "optimizer.learning_rate, more warm-up or training.gradient_clip usually helps",
-                  step, who, readable(loss), readable(grad_norm), where, since));
+  throw AgreedError(ExitCode::Diverged,
+                    fmt::format("step {}: diverged{}: the loss is {} and the gradient norm {}; {}. {}. A lower "
+                                "optimizer.learning_rate, more warm-up or training.gradient_clip usually helps",
+                                step, who, readable(loss), readable(grad_norm), where, since));
 }
 
 std::optional<EvaluationReport> Worker::evaluate(std::int64_t step, const std::function<bool()>& stop) {

@@ -33,9 +33,9 @@ struct StepOutcome {
 
 /// What one call of Worker::step has settled, in this order.
 struct StepResult {
-  std::optional<StepOutcome> before;  // of the step before, which was left open
+  std::optional<StepOutcome> before;        // of the step before, which was left open
   std::span<const StepOutcome> round = {};  // of a round's steps, which were left open; valid until the next call
-  std::optional<StepOutcome> now;     // nothing: the step is open; or it was not made, as `before` says to stop
+  std::optional<StepOutcome> now;           // nothing: the step is open; or it was not made, as `before` says to stop
 };
 
 class Worker : public SavedState {
@@ -94,6 +94,7 @@ class Worker : public SavedState {
   void agree_on(const PassResult& pass, bool stop, double sent_bytes);
   StepResult delayed_step(std::int64_t step, bool stop);
   void load_delayed(const storage::CheckpointReader& checkpoint);
+  void add_delayed_pieces(std::vector<storage::Piece>& pieces) const;
   PassResult pass(std::int64_t step, const std::function<bool()>& go_on = {});
   /// From the sums of all ranks, in agreement_.
   StepOutcome outcome_of(std::int64_t step) const;
@@ -136,7 +137,7 @@ class Worker : public SavedState {
   std::unique_ptr<BatchSource> batches_;
   std::unique_ptr<OptimisticStep> optimistic_;  // null: the plain way
   std::optional<comm::WaitProgress> wait_progress_;
-  StepOutcome confirmed_;  // by the last confirm()
+  StepOutcome confirmed_;                // by the last confirm()
   std::unique_ptr<LocalRounds> rounds_;  // null: replicas exchange gradients
   std::vector<StepOutcome> round_outcomes_;
   Optimism optimism_;
