@@ -328,7 +328,7 @@ MemoryPrediction predict_memory(const RunPlan& plan, std::int64_t rank, int thre
   const ParameterLayout parameters = lay_out_parameters(plan, local, at);
   MemoryPrediction memory;
   memory.weights = parameters.weight_elements * sizeof(float);
-  memory.gradients = parameters.gradient_elements * sizeof(float);
+  memory.gradients = (parameters.delayed ? 2 : 1) * parameters.gradient_elements * sizeof(float);
   const std::size_t state =
       (parameters.shared ? parameters.state_elements : parameters.weight_elements) * sizeof(float);
   const auto states = static_cast<std::size_t>(optim::make_optimizer(plan.config.optimizer)->state_count());

@@ -66,6 +66,11 @@ class Run {
     for (const std::string& text : pending.notes) observer_->note(text);
     for (const std::string& text : pending.warnings) observer_->warning(text);
     if (!saver_.enabled()) observer_->note("checkpoint.directory is not set: nothing will be saved");
+    if (plan_.config.parallel.delayed_gradients) {
+      observer_->note(
+          "parallel.delayed_gradients: each step applies the gradients of the step before it (staleness 1); those of "
+          "the last step are computed, and kept in its checkpoint, but not applied");
+    }
     if (done > 0) observer_->note(fmt::format("resuming after step {} from {}", done, saver_.last_path()));
 
     result_.first_step = done + 1;
@@ -84,6 +89,7 @@ class Run {
       stopped = true;
       if (!due) save(step);
     }
+    worker_.finish_exchange();
     finish(stopped && result_.last_step < total_, clock);
     return std::move(result_);
   }
@@ -189,6 +195,7 @@ class Run {
   void save(std::int64_t step) {
     if (!saver_.enabled()) return;
     const ActivitySpan span(&log_, Activity::Checkpoint, -1, step);
+    worker_.finish_exchange();
     saver_.save(worker_, step, *observer_);
   }
 
