@@ -280,7 +280,8 @@ void GradientSync::leave_pass() {
 
 GradientMemory gradient_memory(const RunPlan& plan, const ParameterLayout& parameters, const plan::Coordinates& at) {
   GradientMemory memory;
-  if (!plan.local_steps() && plan.mesh.data > 1 && !parameters.shared) {
+  const bool sums = plan.servers() == 0 && !plan.local_steps();
+  if (sums && plan.mesh.data > 1 && !parameters.shared) {
     for (const BucketRange& range : bucket_ranges(plan, parameters)) {
       const Range gradients{static_cast<std::int64_t>(range.begin), static_cast<std::int64_t>(range.end)};
       const auto replicas = static_cast<int>(plan.mesh.data);

@@ -79,14 +79,17 @@ Worker::Worker(comm::Communicator& world, const RunPlan& plan, const storage::Da
                       : std::llround(config.training.epochs * static_cast<double>(split_.training));
 
   tensor_ranks_ = world.split(group_color(at_.pipeline, at_.data, plan.mesh.data), static_cast<int>(at_.tensor));
-  data_ranks_ = world.split(group_color(at_.pipeline, at_.tensor, plan.mesh.tensor), static_cast<int>(at_.data));
+  const bool apart = plan.servers() > 0;
+  data_ranks_ = world.split(apart ? world.rank() : group_color(at_.pipeline, at_.tensor, plan.mesh.tensor),
+                            static_cast<int>(at_.data));
   pipeline_ranks_ = world.split(group_color(at_.data, at_.tensor, plan.mesh.tensor), static_cast<int>(at_.pipeline));
   std::int64_t most = 0;
   for (const std::int64_t size : reduction_sizes(plan, local_, at_.pipeline)) most = std::max(most, size);
   tensor_ = std::make_unique<TensorGroup>(*tensor_ranks_, most, log);
 
   optimizer_ = optim::make_optimizer(config.optimizer);
-  parameters_ = std::make_unique<Parameters>(lay_out_parameters(plan, local_, at_), training, optimizer_->state_count(),
+  parameters_ = std::make_unique<Parameters>(lay_out_parameters(plan, local_, at_), training,
+                                             apart ? 0 : optimizer_->state_count(),
                                              plan.shares_weights() ? data_ranks_.get() : nullptr);
 
   const auto prepare = [&](bool trains) {
@@ -121,6 +124,7 @@ Worker::Worker(comm::Communicator& world, const RunPlan& plan, const storage::Da
   }
   batches_ = std::make_unique<BatchSource>(data, split_, config.training.seed, at_.data, plan.mesh.data,
                                            config.training.micro_batches);
+  if (apart) own_batches_.emplace(data, split_, config.training.seed, 0, 1, config.training.micro_batches);
   const std::vector<double>& delays = config.parallel.injected_delay;
   if (!delays.empty()) sample_delay_ = delays[static_cast<std::size_t>(at_.data)];
   agreement_.resize(plan.graph.parameters.size() + 3);
@@ -273,6 +277,28 @@ PassResult Worker::pass(std::int64_t step, const std::function<bool()>& go_on) {
   GradientSync& sync = delayed_ ? delayed_->begin_pass(step) : *sync_;
   if (!delayed_) sync.begin_step(step);
   return training_->executor->run(*batches_, request, &sync);
+}
+
+double Worker::compute_gradients(const GlobalBatch& batch, double scale, bool add_uses) {
+  {
+    const ActivitySpan data(log_, Activity::Data);
+    own_batches_->set(batch);
+  }
+  const PassRequest request{.seed = plan_.config.training.seed, .loss_scale = scale, .sample_delay = sample_delay_};
+  const PassResult pass = training_->executor->run(*own_batches_, request, nullptr);
+  if (add_uses) sync_->finish_tied();
+  return at_.tensor == 0 ? pass.loss : 0.0;
+}
+
+double Worker::gradient_squares() {
+  const ActivitySpan norms(log_, Activity::Optimizer);
+  double squares = 0;
+  for (const HeldParameter& held : parameters_->layout().held) {
+    if (!held.counted) continue;
+    const float* gradient = parameters_->gradients() + held.gradients.front();
+    squares += optim::sum_of_squares(pool_, {gradient, static_cast<std::size_t>(held.elements)}, norm_scratch_.data());
+  }
+  return squares;
 }
 
 StepOutcome Worker::outcome_of(std::int64_t step) const {

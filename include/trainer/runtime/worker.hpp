@@ -73,6 +73,20 @@ class Worker : public SavedState {
   /// model with which the round began.
   std::optional<EvaluationReport> evaluate(std::int64_t step, const std::function<bool()>& stop = {});
 
+  // For runs whose replicas are apart, each with batches and gradients of its own (plan.servers() > 0).
+
+  /// Gradients of one batch of this replica by itself, each use of a parameter in its own place; with `add_uses` those
+  /// of tied ones are added, as after step(). `batch`: the replica's own positions of the stream; `scale`: of the
+  /// loss's gradient. Returns the sum of the losses as far as this rank has it. Collective over the replica.
+  double compute_gradients(const GlobalBatch& batch, double scale, bool add_uses);
+  /// After it with `add_uses`: Σ g² of the parameters that this rank speaks for, in their global order.
+  double gradient_squares();
+  /// What the loss of a batch is divided by: its targets that count (for real targets, their values).
+  double targets_of(const GlobalBatch& batch) const;
+  GlobalBatch training_batch(std::int64_t step) const;
+  /// Positions of the stream from here on are padding.
+  std::int64_t sample_limit() const { return sample_limit_; }
+
   const storage::Split& split() const { return split_; }
   std::int64_t total_steps() const { return total_steps_; }
   const plan::Coordinates& coordinates() const { return at_; }
@@ -83,10 +97,8 @@ class Worker : public SavedState {
   struct Program;  // layouts, their runners and executor
   void wire(Program& program, const schedule::Schedule& schedule, const std::vector<schedule::StageSlots>& slots,
             int channel);
-  GlobalBatch training_batch(std::int64_t step) const;
   /// What this rank's loss and gradient are means over: the global batch, or the replica's share of it.
   GlobalBatch batch_of_means(std::int64_t step) const;
-  double targets_of(const GlobalBatch& batch) const;
   /// [stage] world ranks of this replica and tensor place.
   std::vector<int> stage_ranks() const;
   void measure_norms();
@@ -135,6 +147,7 @@ class Worker : public SavedState {
   std::unique_ptr<GradientSync> sync_;         // null where gradients are delayed
   std::unique_ptr<DelayedGradients> delayed_;  // null where they are not
   std::unique_ptr<BatchSource> batches_;
+  std::optional<BatchSource> own_batches_;      // where replicas are apart
   std::unique_ptr<OptimisticStep> optimistic_;  // null: the plain way
   std::optional<comm::WaitProgress> wait_progress_;
   StepOutcome confirmed_;                // by the last confirm()
