@@ -76,8 +76,6 @@ void refuse_unbuilt(const config::Parallel& p) {
     throw Error(ExitCode::Usage, fmt::format("{}: not in this version", what));
   };
   if (p.balance == config::Balance::Auto) refuse("parallel.balance \"auto\"");
-  if (p.delayed_gradients) refuse("parallel.delayed_gradients");
-  if (p.all_reduce != config::AllReduce{}) refuse("parallel.all_reduce");
 }
 
 }  // namespace

@@ -333,7 +333,7 @@ MemoryPrediction predict_memory(const RunPlan& plan, std::int64_t rank, int thre
   const ParameterLayout parameters = lay_out_parameters(plan, local, at);
   MemoryPrediction memory;
   memory.weights = parameters.weight_elements * sizeof(float);
-  memory.gradients = parameters.gradient_elements * sizeof(float);
+  memory.gradients = (parameters.delayed ? 2 : 1) * parameters.gradient_elements * sizeof(float);
   const std::size_t state =
       (parameters.shared ? parameters.state_elements : parameters.weight_elements) * sizeof(float);
   const bool served = plan.servers() > 0;  // servers hold the optimizer's state

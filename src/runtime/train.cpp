@@ -44,6 +44,11 @@ class Run {
     PendingMessages pending;
     const std::int64_t done = saver_.open(worker_, options_.resume, pending);
     observer_ = make_observers(world_, options_, saver_, pending, done, total_);
+    if (plan_.config.parallel.delayed_gradients) {
+      observer_->note(
+          "parallel.delayed_gradients: each step applies the gradients of the step before it (staleness 1); those of "
+          "the last step are computed, and kept in its checkpoint, but not applied");
+    }
 
     result_.first_step = done + 1;
     result_.last_step = done;
@@ -61,6 +66,7 @@ class Run {
       stopped = true;
       if (!due) save(step);
     }
+    worker_.finish_exchange();
     finish(stopped && result_.last_step < total_, clock);
     return std::move(result_);
   }
@@ -154,6 +160,7 @@ class Run {
   void save(std::int64_t step) {
     if (!saver_.enabled()) return;
     const ActivitySpan span(&log_, Activity::Checkpoint, -1, step);
+    worker_.finish_exchange();
     saver_.save(worker_, step, *observer_);
   }
 

@@ -109,9 +109,15 @@ Worker::Worker(comm::Communicator& world, const RunPlan& plan, const storage::Da
   if (training) wire(*training_, plan.training, plan.training_slots, 0);
   wire(*forward_only_, plan.forward_only, plan.forward_only_slots, 1);
   if (training) {
-    sync_ = std::make_unique<GradientSync>(plan, at_, *parameters_, pool, *data_ranks_, *pipeline_ranks_, log);
+    if (config.parallel.delayed_gradients) {
+      delayed_ = std::make_unique<DelayedGradients>(plan, at_, *parameters_, pool, *data_ranks_, *pipeline_ranks_, log);
+      wait_progress_.emplace([this] { delayed_->progress(); });
+    } else {
+      sync_ = std::make_unique<GradientSync>(plan, at_, *parameters_, pool, *data_ranks_, *pipeline_ranks_, log);
+    }
     training_->set_progress([this] {
-      sync_->progress();
+      if (sync_) sync_->progress();
+      if (delayed_) delayed_->progress();
       messages_->progress();
       if (optimistic_) optimistic_->progress();
     });
@@ -189,6 +195,7 @@ bool Worker::load(const storage::CheckpointReader& checkpoint) {
     }
   }
   if (sync_ && sync_->compressed()) sync_->compressed()->load(checkpoint);
+  if (delayed_) load_delayed(checkpoint);
   if (rounds_) rounds_->load(checkpoint);
   return complete;
 }
@@ -209,6 +216,7 @@ std::vector<storage::Piece> Worker::pieces() const {
       }
     }
   }
+  if (delayed_) add_delayed_pieces(pieces);
   if (sync_ && sync_->compressed()) {
     const std::vector<storage::Piece> more = sync_->compressed()->pieces();
     pieces.insert(pieces.end(), more.begin(), more.end());
@@ -244,7 +252,7 @@ void Worker::measure_norms() {
     if (!held.counted) continue;
     double squares = 0;
     for (const Piece& piece : held.share) {
-      const float* gradient = parameters_->gradients() + held.gradients.front() + piece.begin;
+      const float* gradient = parameters_->applied_gradients() + held.gradients.front() + piece.begin;
       squares += optim::sum_of_squares(pool_, {gradient, static_cast<std::size_t>(piece.box.elements())},
                                        norm_scratch_.data());
     }
@@ -258,14 +266,17 @@ PassResult Worker::pass(std::int64_t step, const std::function<bool()>& go_on) {
     const ActivitySpan data(log_, Activity::Data);
     batches_->set(batch);
   }
+  const config::Parallel& parallel = plan_.config.parallel;
+  const double gradients = parallel.all_reduce.sum ? static_cast<double>(plan_.mesh.data) : 1.0;
   const PassRequest request{.seed = plan_.config.training.seed,
                             .training = true,
-                            .loss_scale = 1.0 / targets_of(batch_of_means(step)),
+                            .loss_scale = gradients / targets_of(batch_of_means(step)),
                             .count_hits = false,
                             .sample_delay = sample_delay_,
                             .go_on = go_on};
-  sync_->begin_step(step);
-  return training_->executor->run(*batches_, request, sync_.get());
+  GradientSync& sync = delayed_ ? delayed_->begin_pass(step) : *sync_;
+  if (!delayed_) sync.begin_step(step);
+  return training_->executor->run(*batches_, request, &sync);
 }
 
 double Worker::compute_gradients(const GlobalBatch& batch, double scale, bool add_uses) {
@@ -339,8 +350,16 @@ void Worker::repair(const StepOutcome& outcome) {
   if (!is_finite(outcome)) diverge(outcome.step, outcome.loss, outcome.grad_norm);
 }
 
+void Worker::agree_on(const PassResult& pass, bool stop, double sent_bytes) {
+  const std::size_t parameters = plan_.graph.parameters.size();
+  agreement_[parameters] = at_.tensor == 0 ? pass.loss : 0.0;
+  agreement_[parameters + 1] = stop ? 1.0 : 0.0;
+  agreement_[parameters + 2] = sent_bytes;
+}
+
 StepResult Worker::step(std::int64_t step, bool stop, bool settle) {
   const ActivitySpan whole(log_, Activity::Step, -1, step);
+  if (delayed_) return delayed_step(step, stop);
   if (rounds_) return local_step(step, stop, settle);
   StepResult result;
   const std::int64_t sent_before = sync_->sent_bytes();
@@ -362,10 +381,7 @@ StepResult Worker::step(std::int64_t step, bool stop, bool settle) {
     const ActivitySpan norms(log_, Activity::Optimizer);
     measure_norms();
   }
-  const std::size_t parameters = plan_.graph.parameters.size();
-  agreement_[parameters] = at_.tensor == 0 ? pass.loss : 0.0;
-  agreement_[parameters + 1] = stop ? 1.0 : 0.0;
-  agreement_[parameters + 2] = static_cast<double>(sync_->sent_bytes() - sent_before);
+  agree_on(pass, stop, static_cast<double>(sync_->sent_bytes() - sent_before));
   StepOutcome outcome;
   if (optimistic_ && !settle && optimistic_->promising()) {
     std::copy(agreement_.begin(), agreement_.end(), optimistic_->terms().begin());

@@ -10,6 +10,7 @@
 
 #include "trainer/comm/communicator.hpp"
 #include "trainer/core/observer.hpp"
+#include "trainer/runtime/delayed_gradients.hpp"
 #include "trainer/runtime/executor.hpp"
 #include "trainer/runtime/local_rounds.hpp"
 #include "trainer/runtime/optimistic_step.hpp"
@@ -63,6 +64,10 @@ class Worker : public SavedState {
     std::int64_t updates = 0, taken_back = 0;
   };
   const Optimism& optimism() const { return optimism_; }
+  /// With parallel.delayed_gradients, before pieces() and at the end of a run: waits for the sum of the last pass's
+  /// gradients, so that it can be saved. Changes no bit of what follows. Collective; nothing where gradients are not
+  /// delayed.
+  void finish_exchange();
   /// Mean loss (and accuracy for classes) over the held-out samples. Collective. With `stop`,
   /// nothing when it returned true on any rank before the last batch. Within a round of local steps it is that of the
   /// model with which the round began.
@@ -97,6 +102,11 @@ class Worker : public SavedState {
   /// [stage] world ranks of this replica and tensor place.
   std::vector<int> stage_ranks() const;
   void measure_norms();
+  /// This rank's terms beside the norms.
+  void agree_on(const PassResult& pass, bool stop, double sent_bytes);
+  StepResult delayed_step(std::int64_t step, bool stop);
+  void load_delayed(const storage::CheckpointReader& checkpoint);
+  void add_delayed_pieces(std::vector<storage::Piece>& pieces) const;
   PassResult pass(std::int64_t step, const std::function<bool()>& go_on = {});
   /// From the sums of all ranks, in agreement_.
   StepOutcome outcome_of(std::int64_t step) const;
@@ -134,7 +144,8 @@ class Worker : public SavedState {
   Buffer arena_;
   std::unique_ptr<StageMessages> messages_;
   std::unique_ptr<Program> training_, forward_only_;
-  std::unique_ptr<GradientSync> sync_;
+  std::unique_ptr<GradientSync> sync_;         // null where gradients are delayed
+  std::unique_ptr<DelayedGradients> delayed_;  // null where they are not
   std::unique_ptr<BatchSource> batches_;
   std::optional<BatchSource> own_batches_;      // where replicas are apart
   std::unique_ptr<OptimisticStep> optimistic_;  // null: the plain way
