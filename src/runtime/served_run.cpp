@@ -11,9 +11,9 @@
 #include "served_replica.hpp"
 #include "served_state.hpp"
 #include "served_status.hpp"
-#include "trainer/runtime/task_book.hpp"
 #include "trainer/core/error.hpp"
 #include "trainer/runtime/agreement.hpp"
+#include "trainer/runtime/task_book.hpp"
 
 namespace trainer::runtime {
 
@@ -235,8 +235,8 @@ class ServerSide {
     if (!book_) return;
     status_ = std::make_unique<ServedStatus>(run.plan, run.files, server_, dynamic_cast<const TaskBook*>(book_.get()),
                                              run.total);
-    coordinator_ = std::make_unique<Coordinator>(*run.ranks, run.plan, *book_, run.total, run.options.stop,
-                                                 status_->watch());
+    coordinator_ =
+        std::make_unique<Coordinator>(*run.ranks, run.plan, *book_, run.total, run.options.stop, status_->watch());
     server_.stepped = [this](const StepRecord& record) { coordinator_->stepped(record); };
     server_.diverged = [this](const StepRecord& record) { coordinator_->diverged(record); };
   }
