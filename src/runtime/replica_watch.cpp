@@ -73,10 +73,10 @@ std::string ReplicaWatch::silent(const std::vector<bool>& parked, double now) co
     const Replica& replica = replicas_[r];
     const double silence = now - replica.heard;
     if (replica.waits || parked[r] || silence <= timeout_) continue;
-    std::string held = "it holds no batch";
-    if (replica.works) {
-      held = fmt::format("it holds samples {} to {} (clock {}{})", replica.batch.first,
-                         replica.batch.first + replica.batch.size - 1, replica.clock,
+    std::string held = "it has not begun a batch";
+    if (replica.batch.size > 0) {
+      held = fmt::format("it {} samples {} to {} (clock {}{})", replica.works ? "holds" : "has reported",
+                         replica.batch.first, replica.batch.first + replica.batch.size - 1, replica.clock,
                          replica.batch.task > 0 ? fmt::format(", task {}", replica.batch.task) : "");
     }
     const std::int64_t first = mesh_.size() + 1;

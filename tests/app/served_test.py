@@ -133,7 +133,7 @@ def stopped_worker(arguments, folder):
         run.until(lambda: place.steps_done() > 12 and place.checkpoints(), "the first checkpoint")
         run.fault()
         os.kill(run.rank_pids()[1], signal.SIGSTOP)
-        run.expect(HANG, ("replica 1 (rank 1) has been silent for 2.", "it holds samples ", "task ", "--resume"),
+        run.expect(HANG, ("replica 1 (rank 1) has been silent for 2.", " samples ", "clock ", "task ", "--resume"),
                    limit=8, aborts=True)
     with place.alone("status", place.directory) as run:
         run.expect(0, messages=0)

@@ -118,6 +118,8 @@ TEST_CASE("the replay of a served run has its bits") {
       {mesh("gpt untied", 3, 1, 1), 2, bounded + ";parallel.notify=true"},
       {mesh("gpt tied", 2, 2, 1), 2, bounded + ";parallel.tasks=true"},
       {mesh("mlp", 3, 1, 1, "training.gradient_clip=0.05"), 2, ""},
+      {mesh("gpt tied", 3, 2, 1), 2, ""},
+      {mesh("mlp", 3, 1, 1), 2, "parallel.backup=1"},
       {mesh("gpt tied", 3, 2, 1), 2, "parallel.backup=1"},
       {mesh("sequential", 2, 1, 2), 3, "parallel.notify=true"},
   };

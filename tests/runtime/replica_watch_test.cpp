@@ -36,7 +36,7 @@ TEST_CASE("a replica that computes is silent, one that waits is not") {
   // An answer that has come begins its time anew.
   watch.waits(0, false, 110);
   CHECK(watch.silent({false, true, true}, 115).empty());
-  CHECK(has(watch.silent({false, true, true}, 115.5), "it holds no batch"));
+  CHECK(has(watch.silent({false, true, true}, 115.5), "it has reported samples 0 to 7 (clock 2)"));
   watch.begin(200);
   CHECK(watch.silent({false, false, false}, 205).empty());
 }
