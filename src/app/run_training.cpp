@@ -77,7 +77,6 @@ void refuse_unbuilt(const config::Parallel& p) {
   };
   if (p.exchange == config::Exchange::Server) refuse("parallel.exchange \"server\"");
   if (p.tasks) refuse("parallel.tasks");
-  if (p.balance == config::Balance::Auto) refuse("parallel.balance \"auto\"");
   if (p.delayed_gradients) refuse("parallel.delayed_gradients");
   if (p.all_reduce != config::AllReduce{}) refuse("parallel.all_reduce");
 }

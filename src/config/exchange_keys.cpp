@@ -245,11 +245,12 @@ void complete_exchange(Config& config, const Origin& origin) {
            "parallel.compression has messages of its own, which parallel.all_reduce.algorithm and wire do not change; "
            "leave these out, or the compression");
   }
-  if (p.balance == Balance::Auto && p.schedule == ScheduleName::File) {
-    refuse({"parallel.balance", "parallel.schedule"},
-           "parallel.balance is \"auto\", but parallel.schedule is \"file\", which is made for one number of "
-           "micro-batches; replicas that divide a batch by their speed need schedules for many: take another schedule, "
-           "or balance \"even\"");
+  if (p.balance == Balance::Auto && (p.schedule == ScheduleName::File || p.schedule == ScheduleName::Automatic)) {
+    origin.fail({"parallel.balance", "parallel.schedule"},
+                fmt::format("parallel.balance is \"auto\", but parallel.schedule is \"{}\", which is made for one number "
+                            "of micro-batches; replicas that divide a batch by their speed need schedules for many: "
+                            "take another schedule, or balance \"even\"",
+                            name_of(p.schedule)));
   }
 }
 
