@@ -119,7 +119,7 @@ class Run {
   bool one_step(std::int64_t step, Clock::time_point started) {
     times_.before_step();
     const std::int64_t before = options_.allocations ? options_.allocations() : 0;
-    const bool look = worker_.rebalances_after(step);
+    const bool look = step < total_ && worker_.rebalances_after(step);
     const bool settle = look || save_is_due(step) || evaluation_is_due(step);
     const StepResult done = worker_.step(step, wants_stop(started), settle);
     const std::int64_t after = options_.allocations ? options_.allocations() : 0;

@@ -45,7 +45,7 @@ class ReplicaShares {
   bool load(const storage::CheckpointReader& checkpoint);
 
   static constexpr std::int64_t kFirstLook = 4;
-  static constexpr double kGain = 0.05;  // that a change must promise of a step's time
+  static constexpr double kGain = 0.1;   // that a change must promise of a step's time
 
  private:
   std::int64_t busy() const;
