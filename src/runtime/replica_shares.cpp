@@ -38,16 +38,13 @@ std::int64_t ReplicaShares::busy() const {
 
 bool ReplicaShares::due(std::int64_t step) const {
   // A first look soon, as much as it can tell: what is uneven is so from the start.
-  return step % every_ == 0 || (steps_ == kFirstLook - 1 && every_ > kFirstLook);
+  return step % every_ == 0 || (steps_ + 1 == kFirstLook && every_ > kFirstLook);
 }
 
 // The first step of a run meets cold caches and pages.
 void ReplicaShares::count_step() {
-  if (++steps_ == 1) {
-    begin_ = busy();
-  } else {
-    ++counted_;
-  }
+  if (++steps_ == 2) begin_ = busy();
+  if (steps_ >= 2) ++counted_;
 }
 
 bool ReplicaShares::look(comm::Communicator& world, std::int64_t) {

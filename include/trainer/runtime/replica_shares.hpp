@@ -28,7 +28,7 @@ class ReplicaShares {
 
   /// Whether shares are looked at after this step of the run.
   bool due(std::int64_t step) const;
-  /// After every step: counts it for the times.
+  /// Before every step: counts it for the times.
   void count_step();
   /// Collective over `world`, after a step that is due and settled. True when the shares have changed.
   bool look(comm::Communicator& world, std::int64_t step);
@@ -57,7 +57,7 @@ class ReplicaShares {
   std::vector<std::int64_t> shares_;
   std::vector<float> saved_;  // shares_, for checkpoints
   std::vector<double> seconds_, of_rank_;
-  std::int64_t steps_ = 0;    // of this run
+  std::int64_t steps_ = 0;    // of this run, begun
   std::int64_t counted_ = 0;  // since the last look, the run's first step left out
   std::int64_t begin_ = 0;    // busy() then
   std::int64_t changes_ = 0;
