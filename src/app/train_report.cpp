@@ -98,10 +98,9 @@ std::optional<schedule::Timing> simulated_pass(const runtime::RunPlan& plan, con
   if (plan.mesh.pipeline == 1 || result.passes.empty()) return std::nullopt;
   std::optional<schedule::Timing> slowest;
   for (std::int64_t d = 0; d < plan.mesh.data; ++d) {
-    const runtime::PassTable own =
-        result.micro_batches.empty()
-            ? runtime::PassTable{plan.training, {}}
-            : runtime::pass_table(plan, result.micro_batches[static_cast<std::size_t>(d)]);
+    const runtime::PassTable own = result.micro_batches.empty()
+                                       ? runtime::PassTable{plan.training, {}}
+                                       : runtime::pass_table(plan, result.micro_batches[static_cast<std::size_t>(d)]);
     for (std::int64_t t = 0; t < plan.mesh.tensor; ++t) {
       std::vector<schedule::StageTimes> times(static_cast<std::size_t>(plan.stages()));
       for (std::int64_t p = 0; p < plan.mesh.pipeline; ++p) {

@@ -40,7 +40,8 @@ PassTable pass_table(const RunPlan& plan, std::int64_t micro_batches) {
   if (micro_batches == plan.training.micro_batches) return {plan.training, plan.training_slots};
   const config::Parallel& parallel = plan.config.parallel;
   const schedule::Generator* generator = schedule::find_generator(config::name_of(parallel.schedule));
-  if (generator == nullptr) internal_error("a schedule for any number of micro-batches was asked for, and there is none");
+  if (generator == nullptr)
+    internal_error("a schedule for any number of micro-batches was asked for, and there is none");
   const schedule::PipelineShape shape{plan.stages(), micro_batches, parallel.split_backward, parallel.chunks,
                                       parallel.micro_batch_group};
   PassTable table;

@@ -29,8 +29,8 @@ std::int64_t ReplicaShares::first() const {
 
 std::int64_t ReplicaShares::busy() const {
   std::int64_t nanoseconds = 0;
-  for (const Activity a : {Activity::Forward, Activity::Backward, Activity::BackwardInput, Activity::BackwardWeight,
-                           Activity::Data}) {
+  for (const Activity a :
+       {Activity::Forward, Activity::Backward, Activity::BackwardInput, Activity::BackwardWeight, Activity::Data}) {
     nanoseconds += log_.times()[static_cast<std::size_t>(a)];
   }
   return nanoseconds;
@@ -87,9 +87,10 @@ bool ReplicaShares::load(const storage::CheckpointReader& checkpoint) {
     std::vector<float> found(shares_.size());
     checkpoint.read(kName, whole(shape), found.data());
     double sum = 0;
-    for (const float share : found) sum += share >= 1 && share == static_cast<float>(static_cast<int>(share)) ? share : 0;
-    const bool fits = *std::min_element(found.begin(), found.end()) >= 1 &&
-                      sum == static_cast<double>(all_micro_batches(plan_));
+    for (const float share : found)
+      sum += share >= 1 && share == static_cast<float>(static_cast<int>(share)) ? share : 0;
+    const bool fits =
+        *std::min_element(found.begin(), found.end()) >= 1 && sum == static_cast<double>(all_micro_batches(plan_));
     if (!fits || found == saved_) return false;
     take(std::vector<std::int64_t>(found.begin(), found.end()));
     return true;

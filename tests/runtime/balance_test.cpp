@@ -1,5 +1,5 @@
-// Uneven shares of micro-batches (parallel.balance "auto"): the same gradient, the same bits in every layout, and shares
-// that follow measured speed.
+// Uneven shares of micro-batches (parallel.balance "auto"): the same gradient, the same bits in every layout, and
+// shares that follow measured speed.
 #include <doctest/doctest.h>
 
 #include <cmath>
@@ -153,8 +153,12 @@ TEST_CASE("stage cuts, schedules, threads, nodes and late messages change no bit
     const Told expected = run(plain, 15, courses);
     CHECK(expected.losses.size() == 15);
     CHECK_FALSE(run(plain, 15, {{4, 4}}) == expected);
+    const std::string delayed = kAuto + ";parallel.delayed_gradients=true";
+    CHECK(run(with_micro_batches(local_case(model, 2, 2, 1, delayed), 4), 15, courses) ==
+          run(with_micro_batches(local_case(model, 2, 1, 1, delayed), 4), 15, courses));
     std::vector<test::Case> cases;
-    const auto add = [&](std::int64_t pipeline, const std::string& schedule, int threads, const std::string& more = "") {
+    const auto add = [&](std::int64_t pipeline, const std::string& schedule, int threads,
+                         const std::string& more = "") {
       test::Case c = with_micro_batches(local_case(model, 2, pipeline, 1, kAuto + more), 4);
       c.schedule = schedule;
       c.threads = threads;
@@ -182,9 +186,9 @@ TEST_CASE("tables of any number of micro-batches fit one memory, or balance is r
   for (const schedule::Generator& generator : schedule::generators()) {
     for (const std::int64_t pipeline : {1, 2, 3, 4}) {
       for (const std::int64_t replicas : {2, 3}) {
-        test::Case c = with_micro_batches(
-            local_case("gpt untied", replicas, pipeline, 1, kAuto + ";training.batch_size=96;parallel.partition=uniform"),
-            replicas == 2 ? 6 : 4);
+        test::Case c = with_micro_batches(local_case("gpt untied", replicas, pipeline, 1,
+                                                     kAuto + ";training.batch_size=96;parallel.partition=uniform"),
+                                          replicas == 2 ? 6 : 4);
         c.schedule = std::string(generator.name);
         if (generator.chunks != 1 && pipeline > 2) c.extra += ";model.num_layers=8";
         CAPTURE(c.name());
@@ -229,8 +233,11 @@ TEST_CASE("shares follow the speed of replicas, are reported and saved, and a re
   const std::string slow = ";parallel.injected_delay=[4,1];training.gradient_clip=0;checkpoint.every_steps=6";
   for (const std::int64_t pipeline : {1, 2}) {
     const test::Folder folder("balance");
+    const std::string optimistic = pipeline == 2 ? ";training.optimistic_step=true" : "";
     test::Case c = with_micro_batches(
-        local_case("mlp", 2, pipeline, 1, "parallel.balance=auto;parallel.balance_every=8;training.steps=12" + slow), 4);
+        local_case("mlp", 2, pipeline, 1,
+                   "parallel.balance=auto;parallel.balance_every=8;training.steps=12" + slow + optimistic),
+        4);
     const test::Heard heard = travel(folder, c);
     REQUIRE(heard.shares.size() >= 2);
     CHECK(heard.shares[0] == std::pair<std::int64_t, Shares>{0, {4, 4}});
@@ -241,7 +248,8 @@ TEST_CASE("shares follow the speed of replicas, are reported and saved, and a re
     CHECK(heard.result.micro_batches == shares);
     CHECK(heard.result.balance_changes == static_cast<std::int64_t>(heard.shares.size()) - 1);
     CHECK(std::any_of(heard.notes.begin(), heard.notes.end(), [](const std::string& note) {
-      return note.starts_with("step 4: replicas take ") && note.find(" micro-batches from here on") != std::string::npos;
+      return note.starts_with("step 4: replicas take ") &&
+             note.find(" micro-batches from here on") != std::string::npos;
     }));
     const test::Tensors saved = test::tensors_of(folder);
     const auto& kept = saved.at("optimizer.balance.micro_batches");

@@ -20,8 +20,8 @@ struct RunSummary {
   std::int64_t first_step = 0, last_step = 0;
   double loss = 0;
   std::optional<double> validation_loss, accuracy;
-  double seconds = 0;         // in steps
-  double exchange_bytes = 0;  // of gradients, sent between replicas by all ranks; 0: they share memory
+  double seconds = 0;                       // in steps
+  double exchange_bytes = 0;                // of gradients, sent between replicas by all ranks; 0: they share memory
   std::vector<std::int64_t> micro_batches;  // [replica] of the last step, where replicas' shares go by their speed
   int exit_code = 0;
   std::vector<Memory> memory;

@@ -39,9 +39,7 @@ class BatchSource {
   const GlobalBatch& batch() const { return batch_; }
   std::int64_t samples() const { return batch_.size / (replicas_ * micro_batches_); }
   /// Stream position of the first sample of a micro-batch of this replica.
-  std::int64_t first_of(std::int64_t micro_batch) const {
-    return batch_.first + (first_ + micro_batch) * samples();
-  }
+  std::int64_t first_of(std::int64_t micro_batch) const { return batch_.first + (first_ + micro_batch) * samples(); }
 
   /// Tokens [samples · positions] or features [samples · features]; padding is zeros.
   void load_inputs(std::int64_t micro_batch, std::int32_t* tokens, float* features) const;

@@ -19,9 +19,7 @@ struct PassTable {
 PassTable pass_table(const RunPlan& plan, std::int64_t micro_batches);
 
 /// Of a step, over all replicas.
-inline std::int64_t all_micro_batches(const RunPlan& plan) {
-  return plan.mesh.data * plan.training.micro_batches;
-}
+inline std::int64_t all_micro_batches(const RunPlan& plan) { return plan.mesh.data * plan.training.micro_batches; }
 /// That one replica may come to take: with balance "auto" all that are left where each of the others takes one.
 std::int64_t most_micro_batches(const RunPlan& plan);
 

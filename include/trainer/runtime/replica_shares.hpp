@@ -11,9 +11,9 @@
 
 namespace trainer::runtime {
 
-/// Shares begin even, or as a checkpoint has them, and change between steps: after the first kFirstLook steps, and every
-/// parallel.balance_every steps from then on, each rank says how long it computed a micro-batch (its log's time in
-/// forwards and backwards and for reading samples, without waits); a replica takes as long as its slowest rank. All
+/// Shares begin even, or as a checkpoint has them, and change between steps: after the first kFirstLook steps, and
+/// every parallel.balance_every steps from then on, each rank says how long it computed a micro-batch (its log's time
+/// in forwards and backwards and for reading samples, without waits); a replica takes as long as its slowest rank. All
 /// ranks see the same numbers, so all come to the same shares (plan/balance.hpp).
 class ReplicaShares {
  public:
@@ -45,7 +45,7 @@ class ReplicaShares {
   bool load(const storage::CheckpointReader& checkpoint);
 
   static constexpr std::int64_t kFirstLook = 4;
-  static constexpr double kGain = 0.1;   // that a change must promise of a step's time
+  static constexpr double kGain = 0.1;  // that a change must promise of a step's time
 
  private:
   std::int64_t busy() const;

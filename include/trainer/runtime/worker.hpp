@@ -164,7 +164,7 @@ class Worker : public SavedState {
   std::optional<BatchSource> own_batches_;      // where replicas are apart
   std::unique_ptr<OptimisticStep> optimistic_;  // null: the plain way
   std::optional<comm::WaitProgress> wait_progress_;
-  StepOutcome confirmed_;                // by the last confirm()
+  StepOutcome confirmed_;  // by the last confirm()
   std::unique_ptr<ReplicaShares> shares_;
   std::unique_ptr<LocalRounds> rounds_;  // null: replicas exchange gradients
   std::vector<StepOutcome> round_outcomes_;
