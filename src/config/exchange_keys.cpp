@@ -256,11 +256,13 @@ void complete_exchange(Config& config, const Origin& origin) {
            "parallel.all_reduce.algorithm is \"mpi\" with wire \"bfloat16\", a type that MPI does not have; expected "
            "wire \"float32\", or another algorithm");
   }
-  if (p.balance == Balance::Auto && p.schedule == ScheduleName::File) {
-    refuse({"parallel.balance", "parallel.schedule"},
-           "parallel.balance is \"auto\", but parallel.schedule is \"file\", which is made for one number of "
-           "micro-batches; replicas that divide a batch by their speed need schedules for many: take another schedule, "
-           "or balance \"even\"");
+  if (p.balance == Balance::Auto && (p.schedule == ScheduleName::File || p.schedule == ScheduleName::Automatic)) {
+    origin.fail(
+        {"parallel.balance", "parallel.schedule"},
+        fmt::format("parallel.balance is \"auto\", but parallel.schedule is \"{}\", which is made for one number "
+                    "of micro-batches; replicas that divide a batch by their speed need schedules for many: "
+                    "take another schedule, or balance \"even\"",
+                    name_of(p.schedule)));
   }
 }
 
