@@ -206,7 +206,7 @@ TEST_CASE("what auto takes depends on size, ranks and nodes alone, and always ha
       for (int nodes = 1; nodes <= ranks; nodes *= 2) {
         const AllReduceAlgorithm wide = comm::choose_all_reduce(count, ranks, nodes, Wire::Float32);
         const bool shared_links = nodes > 1 && (nodes == 2 ? ranks > 4 : ranks >= 2 * nodes);
-        CHECK((wide == AllReduceAlgorithm::Ring) == (shared_links && count > 100000));
+        CHECK((wide == AllReduceAlgorithm::Ring) == (shared_links && count > 65535));
         CHECK((wide == AllReduceAlgorithm::Ring || wide == AllReduceAlgorithm::Direct));
         CHECK(comm::choose_all_reduce(count, ranks, nodes, Wire::BFloat16) == AllReduceAlgorithm::Direct);
       }
