@@ -148,7 +148,7 @@ TEST_CASE("the order of random runs is one that could have been") {
   for (std::uint64_t seed = 0; seed < 300; ++seed) {
     INFO("seed ", seed);
     const RunShape shape{1 + static_cast<int>(seed % 4), 1 + static_cast<std::int64_t>(seed / 4 % 5),
-                      seed % 2 ? "ssp" : "async"};
+                         seed % 2 ? "ssp" : "async"};
     const auto logs = random_run(shape, 12, seed);
     check_order(logs, runtime::serial_order(logs, whole(logs), paths_of(shape)));
   }
