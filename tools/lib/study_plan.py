@@ -1,0 +1,164 @@
+"""What tools/study runs: models, settings, strategies, and what each strategy may be tuned over. Values only."""
+import copy
+import dataclasses
+import hashlib
+import json
+
+REPLICAS = 4
+SERVERS = 2
+SEEDS = [1, 2, 3, 4, 5]
+TUNING_SEED = 1000  # none of SEEDS
+PACE = 5.0  # milliseconds that a replica's share of a batch sleeps in the settings "even" and "slow"
+SLOWER = 4
+MBIT = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    key: str
+    title: str
+    paces: tuple = ()  # multiples of PACE, one a replica; empty: nobody sleeps
+    mbit: int = 0      # 0: one host; else each rank is a host of its own, with links of so many Mbit/s
+
+
+SETTINGS = {one.key: one for one in (
+    Setting("even", "Even", (1,) * REPLICAS),
+    Setting("slow", f"One replica {SLOWER}× slower", (1,) * (REPLICAS - 1) + (SLOWER,)),
+    Setting("network", f"A {MBIT} Mbit/s network", (), MBIT))}
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    key: str
+    title: str
+    model: dict
+    batch: int
+    steps: int
+    optimizer: dict
+    rates: tuple  # learning rates to tune over
+    training: dict
+
+
+SCHEDULE = {"type": "cosine", "warmup_steps": 10, "final_ratio": 0.05}
+SGD = {"type": "sgd", "momentum": 0.9, "schedule": SCHEDULE}
+ADAMW = {"type": "adamw", "betas": [0.9, 0.95], "weight_decay": 0.1, "schedule": SCHEDULE}
+MODELS = {one.key: one for one in (
+    Model("mlp", "MLP on MNIST",
+          {"type": "mlp", "input_size": 784, "hidden_sizes": [64], "output_size": 10, "activation": "gelu"},
+          64, 200, SGD, (0.025, 0.05, 0.1, 0.2, 0.4, 0.8), {}),
+    Model("gpt", "GPT on Tiny Shakespeare",
+          {"type": "gpt", "vocab_size": 65, "context_length": 32, "hidden_size": 48, "num_layers": 2, "num_heads": 4},
+          32, 250, ADAMW, (0.002, 0.004, 0.008, 0.016, 0.032, 0.064),
+          {"sequence_length": 32, "gradient_clip": 1.0}))}
+
+
+@dataclasses.dataclass(frozen=True)
+class Strategy:
+    """`tuned`: {model: candidates}, each {dotted key: value}; a model that is missing is tuned over its learning rates."""
+    key: str
+    title: str
+    group: str
+    parallel: dict
+    optimizer: dict = dataclasses.field(default_factory=dict)  # {model: instead of the model's}
+    tuned: dict = dataclasses.field(default_factory=dict)
+
+    def ranks(self):
+        return REPLICAS + self.parallel.get("servers", 0)
+
+    def candidates(self, model):
+        return self.tuned.get(model.key) or [{"optimizer.learning_rate": rate} for rate in model.rates]
+
+
+def product(**lists):
+    """Dotted keys are written with __ for the dot: product(optimizer__momentum=[0, 0.9])."""
+    rows = [{}]
+    for key, values in lists.items():
+        rows = [{**row, key.replace("__", "."): value} for row in rows for value in values]
+    return rows
+
+
+def compressed(**keys):
+    return {"compression": keys}
+
+
+def server(**keys):
+    return {"exchange": "server", "servers": SERVERS, **keys}
+
+
+# Staleness and momentum both make an update depend on old gradients, so less of the latter is tried too.
+STALE = {"mlp": product(optimizer__learning_rate=[0.05, 0.1, 0.2], optimizer__momentum=[0.9])
+         + product(optimizer__learning_rate=[0.25, 0.5, 1.0], optimizer__momentum=[0.5]),
+         "gpt": product(optimizer__learning_rate=[0.004, 0.008, 0.016], optimizer__betas=[[0.9, 0.95], [0.5, 0.95]])}
+OUTER = [(0.7, 0.9), (0.4, 0.9), (0.7, 0.5)]
+DILOCO = {key: [{"optimizer.learning_rate": rate, "parallel.local.outer_learning_rate": outer,
+                 "parallel.local.outer_momentum": momentum} for rate in rates for outer, momentum in OUTER]
+          for key, rates in {"mlp": (0.1, 0.2), "gpt": (0.008, 0.016)}.items()}
+SIGN = {"mlp": product(optimizer__learning_rate=[0.0125, 0.025, 0.05, 0.1, 0.2, 0.4]),
+        "gpt": product(optimizer__learning_rate=[0.03, 0.1, 0.3, 0.6, 1.0, 2.0])}
+LOCAL_STEPS = 8
+
+REFERENCE = "all_reduce"
+GROUPS = ["All-reduce and local steps", "Compressed gradients", "Parameter servers"]
+STRATEGIES = {one.key: one for one in (
+    Strategy("all_reduce", "all-reduce, mean", GROUPS[0], {}),
+    Strategy("bfloat16", "all-reduce, bf16 on the wire", GROUPS[0], {"all_reduce": {"wire": "bfloat16"}}),
+    Strategy("delayed", "delayed gradients", GROUPS[0], {"delayed_gradients": True}, tuned=STALE),
+    Strategy("balance", "balance auto", GROUPS[0], {"balance": "auto", "balance_every": 10}),
+    Strategy("local_sgd", f"local SGD, {LOCAL_STEPS} steps", GROUPS[0],
+             {"exchange": "local", "local": {"steps": LOCAL_STEPS, "outer_learning_rate": 1.0, "outer_momentum": 0.0,
+                                             "nesterov": False}}),
+    Strategy("diloco", f"DiLoCo, {LOCAL_STEPS} steps", GROUPS[0],
+             {"exchange": "local", "local": {"steps": LOCAL_STEPS, "nesterov": True}}, tuned=DILOCO),
+    Strategy("top_k", "top-k, 4%", GROUPS[1], compressed(type="top_k", ratio=0.04, min_elements=512)),
+    Strategy("random_k", "random-k, 10%", GROUPS[1], compressed(type="random_k", ratio=0.1, min_elements=512)),
+    Strategy("sign", "sign, majority vote", GROUPS[1], compressed(type="sign", min_elements=512), {"gpt": SGD}, SIGN),
+    Strategy("power_sgd", "PowerSGD, rank 4", GROUPS[1], compressed(type="power_sgd", rank=4, min_elements=512)),
+    Strategy("int8", "int8", GROUPS[1], compressed(type="int8", min_elements=512)),
+    Strategy("bsp", "servers, bsp", GROUPS[2], server(consistency="bsp")),
+    Strategy("backup", "servers, bsp, backup 1", GROUPS[2], server(consistency="bsp", backup=1)),
+    Strategy("ssp", "servers, ssp, staleness 2", GROUPS[2], server(consistency="ssp", staleness=2), tuned=STALE),
+    Strategy("async", "servers, async", GROUPS[2], server(consistency="async"), tuned=STALE),
+    Strategy("async_tasks", "servers, async, tasks", GROUPS[2],
+             server(consistency="async", tasks=True, task_batches=4), tuned=STALE))}
+
+
+def data_of(model, data):
+    if model.key == "mlp":
+        return {"type": "idx", "images": str(data / "mnist/t10k-images-idx3-ubyte.gz"),
+                "labels": str(data / "mnist/t10k-labels-idx1-ubyte.gz"), "validation_fraction": 0.1}
+    return {"type": "text", "path": str(data / "tinyshakespeare.txt"), "tokenizer": "char", "validation_fraction": 0.02}
+
+
+def put(config, dotted, value):
+    *path, last = dotted.split(".")
+    for word in path:
+        config = config.setdefault(word, {})
+    config[last] = value
+
+
+def config_of(model, strategy, setting, seed, steps, candidate, data):
+    config = {
+        "model": model.model, "data": data_of(model, data),
+        "training": {"steps": steps, "batch_size": model.batch, "micro_batches": 1, "seed": seed, "hang_timeout": 30,
+                     **model.training},
+        "optimizer": copy.deepcopy(strategy.optimizer.get(model.key, model.optimizer)),
+        "parallel": {"data": REPLICAS, "pipeline": 1, "tensor": 1, **copy.deepcopy(strategy.parallel)},
+        "logging": {"every_steps": 1},
+    }
+    if setting.paces:
+        sample = PACE / (model.batch / REPLICAS)
+        config["parallel"]["injected_delay"] = [sample * pace for pace in setting.paces]
+    for dotted, value in candidate.items():
+        put(config, dotted, value)
+    return config
+
+
+def digest(config, setting):
+    """Of all that a result depends on, except the machine: a result is used again only where this is the same."""
+    facts = {key: value for key, value in config.items() if key not in ("data", "logging")}
+    return hashlib.sha256(json.dumps([facts, setting.mbit], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def show(candidate):
+    """ "learning_rate 0.1, momentum 0.9" """
+    return ", ".join(f"{dotted.rpartition('.')[2]} {value}" for dotted, value in candidate.items())
