@@ -42,7 +42,8 @@ std::int64_t ranks_to_plan(const config::TrainCommand& command, const config::Co
   if (command.ranks > 0) return command.ranks;
   const auto& p = config.parallel;
   const auto axis = [](std::int64_t size) { return size == 0 ? 1 : size; };
-  return world_size > 1 ? world_size : axis(p.data) * axis(p.pipeline) * axis(p.tensor);
+  const std::int64_t servers = p.exchange == config::Exchange::Server ? p.server.count : 0;
+  return world_size > 1 ? world_size : axis(p.data) * axis(p.pipeline) * axis(p.tensor) + servers;
 }
 
 std::string precision_note(const config::Config& config) {

@@ -95,7 +95,7 @@ void ValueChecker::check_list(const Array& array, const std::string& path, const
     origin_.fail({path}, fmt::format("{} has {} elements; at most {} are read", path, array.size(), kMostElements));
   }
   for (std::size_t i = 0; i < array.size(); ++i) {
-    if (rule.kind == Kind::NumberPair) {
+    if (rule.kind == Kind::NumberPair || rule.kind == Kind::Numbers) {
       check_number(array[i], join_path(path, i), rule);
     } else {
       check_integer(array[i], join_path(path, i), rule);
@@ -155,6 +155,7 @@ void ValueChecker::check(const Value& value, const std::string& path, const Rule
       if (!array || array->size() != 2) mismatch(value, path, rule);
       return check_list(*array, path, rule);
     case Kind::Integers:
+    case Kind::Numbers:
       if (!array) mismatch(value, path, rule);
       return check_list(*array, path, rule);
     case Kind::Layers:

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "compression_keys.hpp"
+#include "exchange_keys.hpp"
 #include "read.hpp"
 
 namespace trainer::config {
@@ -307,6 +308,7 @@ void complete(Config& config, const Value& root, const Origin& origin) {
   completion.pipeline();
   completion.others();
   complete_compression(config.parallel.compression, config.optimizer.type, root, origin);
+  complete_exchange(config, origin);
 }
 
 }  // namespace trainer::config

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <limits>
 
+#include "exchange_keys.hpp"
 #include "trainer/config/config.hpp"
 #include "trainer/core/error.hpp"
 
@@ -215,7 +216,8 @@ std::int64_t stages_a_rank(const Parallel& parallel) {
 
 void resolve_parallel(Config& config, std::int64_t ranks) {
   if (ranks < 1) refuse(fmt::format("the number of ranks is {}; expected at least 1", ranks));
-  resolve_axes(config, ranks);
+  resolve_axes(config, mesh_ranks(config.parallel, ranks));
+  check_replicas(config.parallel);
   resolve_batch(config);
 }
 

@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "compression_keys.hpp"
+#include "exchange_keys.hpp"
 #include "other_keys.hpp"
 #include "trainer/core/error.hpp"
 
@@ -361,6 +362,7 @@ void add_the_rest(Schema& s) {
        partition_key("what stages balance, or the units of each stage; profile: measured times"),
        key("profile", &P::profile, "file of `trainer profile`, for partition \"profile\"; \"\": none"),
        memory_key("that no rank may be predicted to need; 0: what the node has")}};
+  for (Key<P>& each : exchange_keys()) s.parallel.keys.push_back(std::move(each));
   for (Key<P>& each : compression_keys()) s.parallel.keys.push_back(std::move(each));
   s.checkpoint = {"checkpoint",
                   "",
@@ -478,6 +480,8 @@ std::string expectation(const Rule& rule) {
       return join_choices(rule.choices);
     case Kind::Integers:
       return fmt::format("a list of integers from {} to {}", rule.least, rule.most);
+    case Kind::Numbers:
+      return "a list of numbers" + number_expectation(rule).substr(8);
     case Kind::NumberPair:
       return "a list of two numbers" + number_expectation(rule).substr(8);
     case Kind::Partition:

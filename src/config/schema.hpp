@@ -21,6 +21,7 @@ enum class Kind {
   Character,
   Choice,
   Integers,
+  Numbers,
   NumberPair,
   Partition,
   Names,
@@ -33,7 +34,7 @@ struct Rule {
   Kind kind = Kind::Text;
   std::int64_t least = 0;  // Integer, Integers, Partition; Text: the least length
   std::int64_t most = 0;
-  double low = 0;  // Number, NumberPair; included unless `open_low`
+  double low = 0;  // Number, Numbers, NumberPair; included unless `open_low`
   double high = std::numeric_limits<double>::infinity();
   bool open_low = false;
   bool open_high = false;                 // `high` itself is not taken

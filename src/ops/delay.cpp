@@ -10,6 +10,7 @@
 
 #include "layers.hpp"
 #include "trainer/core/error.hpp"
+#include "trainer/ops/sleep.hpp"
 
 namespace trainer::ops {
 
@@ -112,6 +113,8 @@ class DelayOperator final : public Operator {
 };
 
 }  // namespace
+
+void sleep_precisely(double milliseconds) { Deadline(milliseconds).sleep(); }
 
 std::unique_ptr<Operator> make_delay(const model::Delay& layer, const Site& site) {
   return std::make_unique<DelayOperator>(layer, site);

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "trainer/core/error.hpp"
+#include "trainer/ops/sleep.hpp"
 
 namespace trainer::runtime {
 
@@ -260,6 +261,9 @@ void Executor::forward(Stage& stage, const BatchSource& batches, const PassReque
   }
   const bool classes = graph_.values[graph_.target.index()].kind == model::ValueKind::Tokens;
   stage.runner->forward(frame, batch_of(batches, request, micro_batch));
+  if (request.sample_delay > 0 && stage.stage == StageId(0)) {
+    ops::sleep_precisely(request.sample_delay * static_cast<double>(batches.samples()));
+  }
   if (stage.after != nullptr) hand_on(stage, *stage.after, frame, micro_batch);
   if (!layout.loss.present) return;
   {

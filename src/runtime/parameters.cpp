@@ -106,8 +106,7 @@ void place_gradients(const RunPlan& plan, Range nodes, const std::vector<std::in
 
 ParameterLayout lay_out_parameters(const RunPlan& plan, const plan::LocalGraph& local, const plan::Coordinates& at) {
   ParameterLayout layout;
-  // What is compressed goes through messages, and each replica makes every update itself.
-  layout.shared = plan.mesh.data > 1 && on_one_node(plan, at).data && !plan.compresses();
+  layout.shared = plan.mesh.data > 1 && on_one_node(plan, at).data && plan.shares_weights();
   layout.can_take_back = plan.config.training.optimistic_step;
   layout.of_node.resize(plan.graph.nodes.size());
   const auto here = [&](const ParameterUse& use) { return plan.rank_of(use.stage) == at.pipeline; };

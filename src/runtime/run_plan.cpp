@@ -227,6 +227,13 @@ RunPlan make_plan(config::Config config, std::int64_t ranks, const PlanCosts& co
   return plan;
 }
 
+bool RunPlan::shares_weights() const {
+  const config::Parallel& p = config.parallel;
+  return p.exchange == config::Exchange::AllReduce && !compresses() && !p.delayed_gradients &&
+         p.all_reduce.algorithm == config::AllReduceAlgorithm::Automatic &&
+         p.all_reduce.wire == config::Precision::Float32;
+}
+
 ops::MatmulPrecision matmul_precision(const config::Config& config) {
   return config.training.precision == config::Precision::BFloat16 ? ops::MatmulPrecision::BFloat16
                                                                   : ops::MatmulPrecision::Float32;

@@ -87,7 +87,7 @@ Worker::Worker(comm::Communicator& world, const RunPlan& plan, const storage::Da
 
   optimizer_ = optim::make_optimizer(config.optimizer);
   parameters_ = std::make_unique<Parameters>(lay_out_parameters(plan, local_, at_), training, optimizer_->state_count(),
-                                             plan.compresses() ? nullptr : data_ranks_.get());
+                                             plan.shares_weights() ? data_ranks_.get() : nullptr);
 
   const auto prepare = [&](bool trains) {
     auto program = std::make_unique<Program>();
@@ -115,6 +115,8 @@ Worker::Worker(comm::Communicator& world, const RunPlan& plan, const storage::Da
   }
   batches_ = std::make_unique<BatchSource>(data, split_, config.training.seed, at_.data, plan.mesh.data,
                                            config.training.micro_batches);
+  const std::vector<double>& delays = config.parallel.injected_delay;
+  if (!delays.empty()) sample_delay_ = delays[static_cast<std::size_t>(at_.data)];
   agreement_.resize(plan.graph.parameters.size() + 3);
   if (training && config.training.optimistic_step) {
     optimistic_ = std::make_unique<OptimisticStep>(world, agreement_.size());
@@ -239,6 +241,7 @@ PassResult Worker::pass(std::int64_t step, const std::function<bool()>& go_on) {
                             .training = true,
                             .loss_scale = 1.0 / targets_of(batch),
                             .count_hits = false,
+                            .sample_delay = sample_delay_,
                             .go_on = go_on};
   sync_->begin_step(step);
   return training_->executor->run(*batches_, request, sync_.get());

@@ -141,6 +141,24 @@ const std::vector<Case>& cases() {
       {kGpt, "", "", {"parallel.compression={\"type\":\"none\",\"layers\":[\"h.0\"]}"}},
       {kGpt, "", "", {"parallel.compression={\"type\":\"sign\",\"layers\":[\"h.*.mlp\"]}"}},
       {kSmallest, "\"batch_size\": 4}", "\"batch_size\": 4}, \"parallel\": {\"compression\": {\"type\": \"sign\"}}"},
+      // exchange
+      {kGpt, "", "", {"parallel.exchange=servers"}},
+      {kGpt, "", "", {"parallel.servers=2"}},
+      {kGpt, "", "", {"parallel.exchange=server", "parallel.consistency=ssp", "parallel.staleness=-1"}},
+      {kGpt, "", "", {"parallel.exchange=server", "parallel.staleness=2"}},
+      {kGpt, "", "", {"parallel.exchange=server", "parallel.consistency=async", "parallel.backup=1"}},
+      {kGpt, "", "", {"parallel.exchange=server", "parallel.tasks=true"}},
+      {kGpt, "", "", {"parallel.exchange=server", "parallel.timeout=0"}},
+      {kGpt, "", "", {"parallel.exchange=server", "parallel.compression={\"type\":\"int8\"}"}},
+      {kGpt, "", "", {"parallel.exchange=server", "training.optimistic_step=true"}},
+      {kGpt, "", "", {"parallel.exchange=local", "parallel.all_reduce.wire=bfloat16"}},
+      {kGpt, "", "", {"parallel.exchange=local", "parallel.local.steps=0"}},
+      {kGpt, "", "", {"parallel.local.outer_momentum=0.5"}},
+      {kGpt, "", "", {"parallel.exchange=local", "parallel.balance=auto"}},
+      {kGpt, "", "", {"parallel.delayed_gradients=true", "training.optimistic_step=true"}},
+      {kGpt, "", "", {"parallel.all_reduce.algorithm=ring", "parallel.compression={\"type\":\"int8\"}"}},
+      {kGpt, "", "", {"parallel.balance=auto", "parallel.schedule=file", "parallel.schedule_file=a.csv"}},
+      {kGpt, "", "", {"parallel.injected_delay=[0,-1]"}},
   };
   return all;
 }

@@ -119,3 +119,20 @@ TEST_CASE("sizes of a batch that contradict each other are refused with all the 
   CHECK(refused(batch_config({0, 100000, 16777216}), 2).find("more than 16777216 samples") != std::string::npos);
   CHECK(refused(batch_config({0, 4, 0}), 2).find("training.batch_size is missing") != std::string::npos);
 }
+
+TEST_CASE("servers are ranks beside the mesh") {
+  const std::string served = "parallel.exchange=server";
+  Config one = gpt({0, 0, 0}, {served});
+  resolve_parallel(one, 3);
+  CHECK(one.parallel.server.count == 1);
+  CHECK(one.parallel.data == 2);
+  Config three = gpt({1, 2, 2}, {served, "parallel.servers=3"});
+  resolve_parallel(three, 7);
+  CHECK(three.parallel.data == 1);
+  CHECK(refused(gpt({0, 0, 0}, {served, "parallel.servers=4"}), 4).find("start at least 5 (mpiexec -n 5)") !=
+        std::string::npos);
+  CHECK(refused(gpt({0, 0, 0}, {served}), 1).find("1 rank was started in all") != std::string::npos);
+  CHECK(refused(gpt({2, 1, 1}, {served, "parallel.backup=2"}), 3).find("expected at most 1") != std::string::npos);
+  CHECK(refused(gpt({2, 1, 1}, {"parallel.injected_delay=[1,2,3]"}), 2).find("expected one a replica") !=
+        std::string::npos);
+}

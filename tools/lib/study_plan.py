@@ -139,7 +139,7 @@ def put(config, dotted, value):
 def config_of(model, strategy, setting, seed, steps, candidate, data):
     config = {
         "model": model.model, "data": data_of(model, data),
-        "training": {"steps": steps, "batch_size": model.batch, "micro_batches": 1, "seed": seed, "hang_timeout": 30,
+        "training": {"steps": steps, "batch_size": model.batch, "micro_batches": 4, "seed": seed, "hang_timeout": 30,
                      **model.training},
         "optimizer": copy.deepcopy(strategy.optimizer.get(model.key, model.optimizer)),
         "parallel": {"data": REPLICAS, "pipeline": 1, "tensor": 1, **copy.deepcopy(strategy.parallel)},

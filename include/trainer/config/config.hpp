@@ -32,6 +32,10 @@ enum class ScheduleName {
   File        // parallel.schedule_file
 };
 
+enum class Exchange { AllReduce, Server, Local };
+enum class Consistency { Bsp, Ssp, Async };
+enum class AllReduceAlgorithm { Automatic, Direct, Ring, Tree, Hierarchy, Mpi };
+enum class Balance { Even, Auto };
 enum class CompressionType { None, TopK, RandomK, Sign, PowerSgd, Int8 };
 
 // ---- model -------------------------------------------------------------------------------------------------------
@@ -194,6 +198,38 @@ struct Compression {
   bool operator==(const Compression&) const = default;
 };
 
+/// How sums of gradients travel (Exchange::AllReduce).
+struct AllReduce {
+  AllReduceAlgorithm algorithm = AllReduceAlgorithm::Automatic;
+  Precision wire = Precision::Float32;
+  bool sum = false;  // "result": the replicas' gradients added, not their mean
+  std::int64_t bucket_elements = std::int64_t{1} << 20;
+
+  bool operator==(const AllReduce&) const = default;
+};
+
+/// Ranks outside the mesh that hold the parameters (Exchange::Server). In JSON the keys lie in "parallel" itself.
+struct Server {
+  std::int64_t count = 0;  // "servers": at least 1 with Exchange::Server, else 0
+  Consistency consistency = Consistency::Bsp;
+  std::int64_t staleness = 1;  // ssp
+  bool notify = false;         // servers send new parameters to those that wait
+  std::int64_t backup = 0;     // bsp: replicas that a step may leave out
+  double timeout = 60;         // seconds of silence of a replica
+
+  bool operator==(const Server&) const = default;
+};
+
+/// Rounds of steps without exchange (Exchange::Local): local SGD, DiLoCo.
+struct LocalSteps {
+  std::int64_t steps = 10;
+  double outer_learning_rate = 0.7;
+  double outer_momentum = 0.9;
+  bool nesterov = true;
+
+  bool operator==(const LocalSteps&) const = default;
+};
+
 struct Parallel {
   /// Axis sizes; 0 when left out. resolve() fills them for a number of ranks.
   std::int64_t data = 0, pipeline = 0, tensor = 0;
@@ -211,6 +247,17 @@ struct Parallel {
   std::string profile;                        // path of what `trainer profile` has measured; "": none
   std::int64_t memory_per_rank = 0;           // bytes that no rank may need; 0: what the node has
   Compression compression;
+
+  Exchange exchange = Exchange::AllReduce;
+  AllReduce all_reduce;
+  bool delayed_gradients = false;  // a step applies the gradients of the step before
+  Server server;
+  bool tasks = false;
+  std::int64_t task_batches = 4;
+  Balance balance = Balance::Even;
+  std::int64_t balance_every = 10;
+  LocalSteps local;
+  std::vector<double> injected_delay;  // [replica] ms of sleep a sample, for experiments; empty: none
 
   bool operator==(const Parallel&) const = default;
 };
@@ -268,7 +315,7 @@ std::string to_json(const Config& config);
 std::string model_json(const Config& config);
 
 /// Fills left-out axis sizes for `ranks` (at most one may follow from the others; with none given, data takes them
-/// all) and checks data × pipeline × tensor == ranks. Then derives whichever of batch_size, micro_batches and
+/// all) and checks data × pipeline × tensor + servers == ranks. Then derives whichever of batch_size, micro_batches and
 /// micro_batch_size was left out and checks batch_size == data × micro_batches × micro_batch_size.
 /// Throws Error(Usage) with the numbers and what would work.
 void resolve_parallel(Config& config, std::int64_t ranks);

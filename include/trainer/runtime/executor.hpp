@@ -22,6 +22,7 @@ struct PassRequest {
   bool training = true;   // masks of dropout
   double loss_scale = 0;  // 1 / valid targets of the global batch; 0: no gradient
   bool count_hits = false;
+  double sample_delay = 0;  // ms of sleep a sample, in the forward of the first stage (parallel.injected_delay)
   /// Asked once, before this rank's first backward, at the same place of the table on every rank that shares a stage:
   /// false gives the pass up. What is left of it is walked without computing, so that messages stay in step.
   std::function<bool()> go_on = {};

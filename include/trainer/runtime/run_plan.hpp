@@ -49,6 +49,14 @@ struct RunPlan {
   }
   std::int64_t rank_of(StageId stage) const { return training.rank_of_stage[stage.index()]; }
   Range nodes(StageId stage) const { return stage_nodes[stage.index()]; }
+  /// Ranks beside the mesh that hold the parameters; and all ranks of the run: those of the mesh, then the servers.
+  std::int64_t servers() const {
+    return config.parallel.exchange == config::Exchange::Server ? config.parallel.server.count : 0;
+  }
+  std::int64_t ranks() const { return mesh.size() + servers(); }
+  /// Whether replicas on one node may hold one copy of the weights: their gradients are added before each update, in
+  /// place, and nothing asks for messages.
+  bool shares_weights() const;
   bool compresses() const { return config.parallel.compression.type != config::CompressionType::None; }
   const std::vector<ParameterUse>& uses(ParameterId p) const { return parameter_uses[p.index()]; }
 };

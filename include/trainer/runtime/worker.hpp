@@ -102,6 +102,7 @@ class Worker {
   storage::Split split_;
   std::int64_t total_steps_ = 0;
   std::int64_t sample_limit_ = 0;
+  double sample_delay_ = 0;  // of this replica
   std::unique_ptr<comm::Communicator> tensor_ranks_, data_ranks_, pipeline_ranks_;
   std::unique_ptr<TensorGroup> tensor_;
   std::unique_ptr<Parameters> parameters_;
