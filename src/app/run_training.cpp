@@ -76,7 +76,6 @@ void refuse_unbuilt(const config::Parallel& p) {
     throw Error(ExitCode::Usage, fmt::format("{}: not in this version", what));
   };
   if (p.exchange == config::Exchange::Server) refuse("parallel.exchange \"server\"");
-  if (p.exchange == config::Exchange::Local) refuse("parallel.exchange \"local\"");
   if (p.tasks) refuse("parallel.tasks");
   if (p.balance == config::Balance::Auto) refuse("parallel.balance \"auto\"");
   if (p.delayed_gradients) refuse("parallel.delayed_gradients");

@@ -46,7 +46,7 @@ GradientSync::GradientSync(const RunPlan& plan, const plan::Coordinates& at, Par
                            comm::Communicator& data, comm::Communicator& pipeline, ActionLog* log)
     : parameters_(parameters),
       pool_(pool),
-      replicas_(data.size()),
+      replicas_(plan.local_steps() ? 1 : data.size()),
       terms_(static_cast<std::size_t>(data.size())),
       log_(log) {
   if (replicas_ > 1 && plan.compresses()) {
@@ -238,7 +238,7 @@ void GradientSync::leave_pass() {
 
 GradientMemory gradient_memory(const RunPlan& plan, const ParameterLayout& parameters, const plan::Coordinates& at) {
   GradientMemory memory;
-  if (plan.mesh.data > 1 && !parameters.shared) {
+  if (!plan.local_steps() && plan.mesh.data > 1 && !parameters.shared) {
     for (const BucketRange& range : bucket_ranges(parameters)) {
       const Range gradients{static_cast<std::int64_t>(range.begin), static_cast<std::int64_t>(range.end)};
       const auto replicas = static_cast<int>(plan.mesh.data);

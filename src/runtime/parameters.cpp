@@ -120,7 +120,7 @@ ParameterLayout lay_out_parameters(const RunPlan& plan, const plan::LocalGraph& 
     held.boxes = local.parameters[p].boxes;
     held.elements = local.parameters[p].elements();
     held.weight = layout.weight_elements;
-    held.share = share_of(held.boxes, plan.mesh.data, at.data);
+    held.share = plan.local_steps() ? share_of(held.boxes, 1, 0) : share_of(held.boxes, plan.mesh.data, at.data);
     for (Piece& piece : held.share) {
       piece.state = layout.state_elements;
       layout.state_elements += align_elements(static_cast<std::size_t>(piece.box.elements()));

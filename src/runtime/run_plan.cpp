@@ -9,6 +9,7 @@
 #include "trainer/optim/optimizer.hpp"
 #include "trainer/plan/cut.hpp"
 #include "trainer/runtime/gradient_sync.hpp"
+#include "trainer/runtime/local_rounds.hpp"
 #include "trainer/runtime/parameters.hpp"
 #include "trainer/runtime/plan_costs.hpp"
 #include "trainer/runtime/recompute.hpp"
@@ -332,6 +333,8 @@ MemoryPrediction predict_memory(const RunPlan& plan, std::int64_t rank, int thre
       (parameters.shared ? parameters.state_elements : parameters.weight_elements) * sizeof(float);
   const auto states = static_cast<std::size_t>(optim::make_optimizer(plan.config.optimizer)->state_count());
   memory.optimizer = state * states;
+  const RoundsMemory rounds = rounds_memory(plan, parameters);
+  memory.optimizer += rounds.models;
   if (parameters.can_take_back) memory.before = (1 + states) * updated_elements(parameters) * sizeof(float);
   const RankLayouts training_stages = rank_layouts(plan, local, at.pipeline, threads, /*training=*/true);
   const RankArena& training = training_stages.arena;
@@ -341,7 +344,7 @@ MemoryPrediction predict_memory(const RunPlan& plan, std::int64_t rank, int thre
   const ReductionMemory sums = reduction_memory(reduction_sizes(plan, local, at.pipeline),
                                                 static_cast<int>(plan.mesh.tensor), on_one_node(plan, at).tensor);
   const GradientMemory exchange = gradient_memory(plan, parameters, at);
-  memory.communication = sums.own + sums.neighbours + exchange.own + exchange.neighbours;
+  memory.communication = sums.own + sums.neighbours + exchange.own + exchange.neighbours + rounds.messages;
   memory.elsewhere = sums.neighbours + exchange.neighbours;
   if (parameters.shared && at.data > 0) memory.elsewhere += memory.weights;
   if (on_one_node(plan, at).pipeline) {

@@ -116,6 +116,7 @@ void Saver::require_same_model(const storage::CheckpointReader& checkpoint) cons
 void Saver::warn_of_changes(const storage::CheckpointReader& checkpoint, Observer& observer) const {
   const config::Config before = config::parse(checkpoint.record().config, checkpoint.path());
   const config::Config& now = plan_.config;
+  if (const std::string lost = lost_of_rounds(checkpoint, before, now); !lost.empty()) observer.warning(lost);
   std::vector<std::string> changes;
   const auto compare = [&](const char* key, const auto& a, const auto& b) {
     if (a != b) changes.push_back(fmt::format("{} ({} → {})", key, a, b));

@@ -119,22 +119,22 @@ class Run {
     const std::int64_t after = options_.allocations ? options_.allocations() : 0;
     times_.after_step();
     const double seconds = 1e-9 * static_cast<double>(log_.step_nanoseconds());
-    if (open_.gathers) open_.splits = split_ranks(plan_, times_.end_gather());
+    if (done.before || done.now) end_gather();
     const bool made = !done.before || !done.before->stop;
     Spent spent{.seconds = seconds,
                 .allocations = after - before,
-                .gathers = made && is_logged(step, total_, plan_.config.logging.every_steps),
+                .gathers = made && !gathers() && is_logged(step, total_, plan_.config.logging.every_steps),
                 .splits = {}};
     if (spent.gathers) times_.begin_gather_step();
-    if (done.now && spent.gathers) {
-      spent.splits = split_ranks(plan_, times_.end_gather());
-      spent.gathers = false;
-    }
+    if (made) open_.push_back(std::move(spent));
     result_.seconds += seconds;
+    if (done.now) end_gather();
     bool stop = false;
-    if (done.before) stop = report(*done.before, open_);
-    if (done.now) stop = report(*done.now, spent);
-    open_ = std::move(spent);
+    std::size_t settled = 0;
+    if (done.before) stop = report(*done.before, open_[settled++]);
+    for (const StepOutcome& outcome : done.round) stop = report(outcome, open_[settled++]);
+    if (done.now) stop = report(*done.now, open_[settled++]);
+    open_.erase(open_.begin(), open_.begin() + static_cast<std::ptrdiff_t>(settled));
     return stop;
   }
 
@@ -142,9 +142,21 @@ class Run {
   struct Spent {
     double seconds = 0;
     std::int64_t allocations = 0;
-    bool gathers = false;  // the ranks' times are on their way
+    bool gathers = false;  // the ranks' times are on their way; of one open step at most
     std::vector<TimeSplit> splits;
   };
+
+  bool gathers() const {
+    return std::any_of(open_.begin(), open_.end(), [](const Spent& spent) { return spent.gathers; });
+  }
+  // All ranks have come past the step whose times are on their way.
+  void end_gather() {
+    for (Spent& spent : open_) {
+      if (!spent.gathers) continue;
+      spent.splits = split_ranks(plan_, times_.end_gather());
+      spent.gathers = false;
+    }
+  }
 
   // A step that all ranks have agreed on; returns whether some rank wants to stop.
   bool report(const StepOutcome& outcome, const Spent& spent) {
@@ -260,7 +272,7 @@ class Run {
   const double step_flops_ = step_flops(plan_);
   std::unique_ptr<Observer> observer_;
   bool limit_reached_ = false;
-  Spent open_;  // by the last call
+  std::vector<Spent> open_;  // of steps that are not settled, in their order
   TrainResult result_;
 };
 

@@ -118,6 +118,12 @@ Worker::Worker(comm::Communicator& world, const RunPlan& plan, const storage::Da
   const std::vector<double>& delays = config.parallel.injected_delay;
   if (!delays.empty()) sample_delay_ = delays[static_cast<std::size_t>(at_.data)];
   agreement_.resize(plan.graph.parameters.size() + 3);
+  if (training && config.parallel.exchange == config::Exchange::Local) {
+    replica_ranks_ = world.split(static_cast<int>(at_.data), world.rank());
+    rounds_ = std::make_unique<LocalRounds>(plan, at_, *parameters_, *optimizer_, pool, world, *data_ranks_,
+                                            total_steps_, log);
+    round_outcomes_.reserve(LocalRounds::kMostSteps);
+  }
   if (training && config.training.optimistic_step) {
     optimistic_ = std::make_unique<OptimisticStep>(world, agreement_.size());
     wait_progress_.emplace([this] { optimistic_->progress(); });
@@ -157,6 +163,7 @@ std::vector<int> Worker::stage_ranks() const {
 void Worker::initialise() {
   parameters_->initialise(plan_.graph, plan_.config.training.seed, pool_);
   data_ranks_->barrier();
+  if (rounds_) rounds_->begin();
 }
 
 bool Worker::load(const storage::CheckpointReader& checkpoint) {
@@ -178,10 +185,12 @@ bool Worker::load(const storage::CheckpointReader& checkpoint) {
     }
   }
   if (sync_ && sync_->compressed()) sync_->compressed()->load(checkpoint);
+  if (rounds_) rounds_->load(checkpoint);
   return complete;
 }
 
 std::vector<storage::Piece> Worker::pieces() const {
+  if (rounds_) return rounds_->pieces();
   std::vector<storage::Piece> pieces;
   for (const HeldParameter& held : parameters_->layout().held) {
     if (!held.counted) continue;
@@ -206,6 +215,14 @@ std::vector<storage::Piece> Worker::pieces() const {
 GlobalBatch Worker::training_batch(std::int64_t step) const {
   const std::int64_t size = plan_.config.training.batch_size;
   return {.first = (step - 1) * size, .size = size, .limit = sample_limit_, .held_out = false};
+}
+
+GlobalBatch Worker::batch_of_means(std::int64_t step) const {
+  GlobalBatch batch = training_batch(step);
+  if (!rounds_) return batch;
+  batch.size /= plan_.mesh.data;
+  batch.first += at_.data * batch.size;
+  return batch;
 }
 
 // The one place that knows what a loss is divided by: targets of the global batch that count (for real targets, their
@@ -239,7 +256,7 @@ PassResult Worker::pass(std::int64_t step, const std::function<bool()>& go_on) {
   }
   const PassRequest request{.seed = plan_.config.training.seed,
                             .training = true,
-                            .loss_scale = 1.0 / targets_of(batch),
+                            .loss_scale = 1.0 / targets_of(batch_of_means(step)),
                             .count_hits = false,
                             .sample_delay = sample_delay_,
                             .go_on = go_on};
@@ -298,6 +315,7 @@ void Worker::repair(const StepOutcome& outcome) {
 
 StepResult Worker::step(std::int64_t step, bool stop, bool settle) {
   const ActivitySpan whole(log_, Activity::Step, -1, step);
+  if (rounds_) return local_step(step, stop, settle);
   StepResult result;
   const std::int64_t sent_before = sync_->sent_bytes();
   const bool open = optimistic_ && optimistic_->step();
@@ -353,16 +371,21 @@ double readable(double value) { return std::isnan(value) ? std::numeric_limits<d
 }  // namespace
 
 // Runs the step's samples forward again, slowly, and finds the first node that gives a value that is not finite.
-void Worker::diverge(std::int64_t step, double loss, double grad_norm) {
+void Worker::diverge(std::int64_t step, double loss, double grad_norm, const std::string& who,
+                     const std::string& since) {
   const auto nodes = static_cast<double>(plan_.graph.nodes.size());
   batches_->set(training_batch(step));
   for (auto& runner : forward_only_->runners) runner->look_for_non_finite(true);
   forward_only_->executor->run(*batches_, {.seed = plan_.config.training.seed, .training = true}, nullptr);
-  double first[1] = {-nodes};
+  const std::size_t parameters = plan_.graph.parameters.size();
+  double first[2] = {-nodes, -static_cast<double>(parameters)};
   for (const auto& runner : forward_only_->runners) {
     const NodeId found = runner->first_non_finite();
     if (found.valid()) first[0] = std::max(first[0], -static_cast<double>(found.value));
   }
+  std::size_t overflown = 0;
+  while (overflown < parameters && std::isfinite(agreement_[overflown])) ++overflown;
+  first[1] = -static_cast<double>(overflown);
   world_.max(first);
   std::string where;
   const auto node = static_cast<std::size_t>(-first[0]);
@@ -375,20 +398,23 @@ void Worker::diverge(std::int64_t step, double loss, double grad_norm) {
     where = "every layer's output is finite, but the loss is not: logits too far apart";
   } else {
     where = "the forward is finite; the gradients overflowed";
-    for (std::size_t p = 0; p < plan_.graph.parameters.size(); ++p) {
-      if (std::isfinite(agreement_[p])) continue;
-      where += fmt::format(", in {} first", plan_.graph.parameters[p].name);
-      break;
-    }
+    const auto p = static_cast<std::size_t>(-first[1]);
+    if (p < parameters) where += fmt::format(", in {} first", plan_.graph.parameters[p].name);
   }
   throw AgreedError(
       ExitCode::Diverged,
-      fmt::format("step {}: diverged: the loss is {} and the gradient norm {}; {}. No weight was changed in this step. "
-                  "A lower optimizer.learning_rate, more warm-up or training.gradient_clip usually helps",
-                  step, readable(loss), readable(grad_norm), where));
+      fmt::format("step {}: diverged{}: the loss is {} and the gradient norm {}; {}. {}. A lower "
+                  "optimizer.learning_rate, more warm-up or training.gradient_clip usually helps",
+                  step, who, readable(loss), readable(grad_norm), where, since));
 }
 
 std::optional<EvaluationReport> Worker::evaluate(std::int64_t step, const std::function<bool()>& stop) {
+  if (!rounds_ || !rounds_->apart()) return evaluate_weights(step, stop);
+  const LocalRounds::Shown shown(*rounds_);
+  return evaluate_weights(step, stop);
+}
+
+std::optional<EvaluationReport> Worker::evaluate_weights(std::int64_t step, const std::function<bool()>& stop) {
   const std::int64_t size = plan_.config.training.batch_size;
   const bool count_hits = !data_.kind().tokens && data_.kind().classes > 0;
   double sums[2] = {0, 0};

@@ -27,7 +27,8 @@ struct HeldParameter {
   ParameterId id;
   std::vector<Box> boxes;  // one behind the other in memory
   std::int64_t elements = 0;
-  /// What this replica does for all of them: an equal share of each box's rows, the same on every stage cut. It sums
+  /// What this replica does for all of them: an equal share of each box's rows, the same on every stage cut (all rows
+  /// where replicas exchange no gradients). It sums
   /// their squares and saves them; where replicas share memory it alone sums their gradients and updates them.
   std::vector<Piece> share;
   std::size_t weight = 0;  // element offset in weights() and each state()

@@ -57,6 +57,8 @@ struct RunPlan {
   /// Whether replicas on one node may hold one copy of the weights: their gradients are added before each update, in
   /// place, and nothing asks for messages.
   bool shares_weights() const;
+  /// Whether replicas train by themselves for rounds of steps: gradients, norms and updates are each replica's own.
+  bool local_steps() const { return config.parallel.exchange == config::Exchange::Local; }
   bool compresses() const { return config.parallel.compression.type != config::CompressionType::None; }
   const std::vector<ParameterUse>& uses(ParameterId p) const { return parameter_uses[p.index()]; }
 };

@@ -11,6 +11,7 @@
 #include "trainer/comm/communicator.hpp"
 #include "trainer/core/observer.hpp"
 #include "trainer/runtime/executor.hpp"
+#include "trainer/runtime/local_rounds.hpp"
 #include "trainer/runtime/optimistic_step.hpp"
 #include "trainer/runtime/run_plan.hpp"
 #include "trainer/storage/checkpoint.hpp"
@@ -28,9 +29,10 @@ struct StepOutcome {
   bool stop = false;      // some rank asked to stop
 };
 
-/// What one call of Worker::step has settled.
+/// What one call of Worker::step has settled, in this order.
 struct StepResult {
   std::optional<StepOutcome> before;  // of the step before, which was left open
+  std::span<const StepOutcome> round = {};  // of a round's steps, which were left open; valid until the next call
   std::optional<StepOutcome> now;     // nothing: the step is open; or it was not made, as `before` says to stop
 };
 
@@ -53,7 +55,9 @@ class Worker {
   /// One optimizer step (from 1). `stop` from any rank reaches all. Collective; throws Error(Diverged) on every rank
   /// when loss or gradient is not finite, before any weight has changed. With training.optimistic_step, a step that
   /// need not be settled may stay open, its weights updated but not agreed on, until the next call settles it: nothing
-  /// else may be asked of the worker meanwhile. Weights and outcomes are the same bits either way.
+  /// else may be asked of the worker meanwhile. Weights and outcomes are the same bits either way. With
+  /// parallel.exchange "local" steps within a round stay open until its end, or until one must be settled; a stop and a
+  /// divergence are noticed then.
   StepResult step(std::int64_t step, bool stop, bool settle);
   /// A settled step.
   StepOutcome step(std::int64_t step, bool stop) { return *this->step(step, stop, true).now; }
@@ -63,7 +67,8 @@ class Worker {
   };
   const Optimism& optimism() const { return optimism_; }
   /// Mean loss (and accuracy for classes) over the held-out samples. Collective. With `stop`,
-  /// nothing when it returned true on any rank before the last batch.
+  /// nothing when it returned true on any rank before the last batch. Within a round of local steps it is that of the
+  /// model with which the round began.
   std::optional<EvaluationReport> evaluate(std::int64_t step, const std::function<bool()>& stop = {});
 
   const storage::Split& split() const { return split_; }
@@ -77,6 +82,8 @@ class Worker {
   void wire(Program& program, const schedule::Schedule& schedule, const std::vector<schedule::StageSlots>& slots,
             int channel);
   GlobalBatch training_batch(std::int64_t step) const;
+  /// What this rank's loss and gradient are means over: the global batch, or the replica's share of it.
+  GlobalBatch batch_of_means(std::int64_t step) const;
   double targets_of(const GlobalBatch& batch) const;
   /// [stage] world ranks of this replica and tensor place.
   std::vector<int> stage_ranks() const;
@@ -90,7 +97,14 @@ class Worker {
   bool confirm();
   /// After a pass that was given up: brings the weights to where the plain way has them.
   void repair(const StepOutcome& outcome);
-  [[noreturn]] void diverge(std::int64_t step, double loss, double grad_norm);
+  /// `who` (" in replica 1") and `since`, what did not happen, are alike on all ranks.
+  [[noreturn]] void diverge(std::int64_t step, double loss, double grad_norm, const std::string& who = "",
+                            const std::string& since = "No weight was changed in this step");
+  // Rounds of local steps.
+  StepResult local_step(std::int64_t step, bool stop, bool settle);
+  LocalStep train_alone(std::int64_t step);
+  void tell_round(const LocalRounds::Meeting& meeting, StepResult& result);
+  std::optional<EvaluationReport> evaluate_weights(std::int64_t step, const std::function<bool()>& stop);
 
   const RunPlan& plan_;
   const storage::Dataset& data_;
@@ -104,6 +118,7 @@ class Worker {
   std::int64_t sample_limit_ = 0;
   double sample_delay_ = 0;  // of this replica
   std::unique_ptr<comm::Communicator> tensor_ranks_, data_ranks_, pipeline_ranks_;
+  std::unique_ptr<comm::Communicator> replica_ranks_;  // only with rounds_
   std::unique_ptr<TensorGroup> tensor_;
   std::unique_ptr<Parameters> parameters_;
   std::unique_ptr<optim::Optimizer> optimizer_;
@@ -115,6 +130,8 @@ class Worker {
   std::unique_ptr<OptimisticStep> optimistic_;  // null: the plain way
   std::optional<comm::WaitProgress> wait_progress_;
   StepOutcome confirmed_;  // by the last confirm()
+  std::unique_ptr<LocalRounds> rounds_;  // null: replicas exchange gradients
+  std::vector<StepOutcome> round_outcomes_;
   Optimism optimism_;
   std::vector<double> agreement_;  // [parameters] squared norms, then loss, stop, bytes sent
   std::vector<double> norm_scratch_;
