@@ -1,10 +1,12 @@
-// The all-reduce of every communicator: point-to-point transfers and a sum in ascending rank order.
+// The all-reduces of every communicator: walks a plan (all_reduce_plan.hpp) of point-to-point transfers and sums.
 #include <algorithm>
 #include <cstring>
 #include <deque>
 #include <memory>
 #include <vector>
 
+#include "all_reduce_plan.hpp"
+#include "bfloat16.hpp"
 #include "trainer/comm/communicator.hpp"
 #include "trainer/core/error.hpp"
 #include "trainer/core/shape.hpp"
@@ -34,39 +36,12 @@ struct Communicator::TagRing {
 
 Communicator::Communicator() : all_reduce_tags_(std::make_shared<TagRing>()) {}
 Communicator::~Communicator() = default;
+std::unique_ptr<AllReduce> Communicator::make_library_all_reduce(float*, std::int64_t) { return nullptr; }
 
 namespace {
 
-constexpr std::int64_t kPieceElements = 256 * 1024;        // 1 MiB: what is received for one piece, about
-constexpr std::int64_t kSmallestChunkElements = 8 * 1024;  // with many ranks messages still fill 32 KiB
-constexpr std::int64_t kOneRoundElements = 1024;           // below, a second round costs more than more bytes
-constexpr std::int64_t kPieces = 2;                        // in flight
-constexpr std::int64_t kSumBlock = 1024;                   // elements; stays in the first-level cache
-constexpr std::int64_t kSumPerTest = 64 * 1024;            // elements read, about, in one test()
-
-// How `count` elements go through; a function of (count, ranks) alone, so all ranks cut alike.
-struct Layout {
-  bool one_round = false;  // everybody receives everything and sums all of it
-  std::int64_t pieces = 0;
-  std::int64_t slots = 0;           // pieces in flight, each with receive memory and tags of its own
-  std::int64_t chunk_elements = 0;  // the most that one rank receives from another for one piece, before the sum
-  std::int64_t chunk_stride = 0;    // the same, rounded up to whole cache lines
-
-  Layout(std::int64_t count, int ranks) {
-    if (ranks == 1 || count == 0) return;
-    one_round = ranks == 2 || count <= kOneRoundElements;
-    const std::int64_t piece = std::max(kPieceElements, kSmallestChunkElements * ranks);
-    pieces = (count + piece - 1) / piece;
-    slots = std::min(pieces, kPieces);
-    const std::int64_t longest = (count + pieces - 1) / pieces;
-    chunk_elements = one_round ? longest : (longest + ranks - 1) / ranks;
-    chunk_stride =
-        static_cast<std::int64_t>(align_up(static_cast<std::size_t>(chunk_elements) * sizeof(float)) / sizeof(float));
-  }
-
-  std::int64_t slot_elements(int ranks) const { return chunk_stride * (ranks - 1); }
-  int tags() const { return static_cast<int>(slots * (one_round ? 1 : 2)); }
-};
+constexpr std::int64_t kSumBlock = 1024;         // elements; stays in the first-level cache
+constexpr std::int64_t kSumPerTest = 64 * 1024;  // elements read, about, in one test()
 
 void add(float* __restrict total, const float* __restrict values, std::int64_t count) {
   for (std::int64_t i = 0; i < count; ++i) total[i] += values[i];
@@ -76,129 +51,153 @@ void add_two(float* __restrict total, const float* __restrict a, const float* __
   for (std::int64_t i = 0; i < count; ++i) total[i] = a[i] + b[i];
 }
 
+void widen(float* __restrict to, const std::uint16_t* __restrict from, std::int64_t count) {
+  for (std::int64_t i = 0; i < count; ++i) to[i] = from_bfloat16(from[i]);
+}
+
+void add_widened(float* __restrict total, const std::uint16_t* __restrict values, std::int64_t count) {
+  for (std::int64_t i = 0; i < count; ++i) total[i] += from_bfloat16(values[i]);
+}
+
+void round_to_wire(std::uint16_t* __restrict to, const float* __restrict from, std::int64_t count) {
+  for (std::int64_t i = 0; i < count; ++i) to[i] = to_bfloat16(from[i]);
+}
+
+// A stretch of memory as a step names it.
+struct Memory {
+  float* floats = nullptr;
+  std::uint16_t* wires = nullptr;  // instead, where it is rounded
+
+  void* data() const { return wires != nullptr ? static_cast<void*>(wires) : floats; }
+  std::size_t bytes(std::int64_t count) const { return static_cast<std::size_t>(count) * (wires != nullptr ? 2 : 4); }
+};
+
 // target[i] = sources[0][i] + sources[1][i] + ..., for i in [begin, end). `target` may be one of the sources.
-void sum_in_rank_order(const std::vector<const float*>& sources, float* target, std::int64_t begin, std::int64_t end) {
+void sum_in_order(const std::vector<Memory>& sources, float* target, std::int64_t begin, std::int64_t end) {
   alignas(64) float total[kSumBlock];
   for (std::int64_t i = begin; i < end; i += kSumBlock) {
     const std::int64_t length = std::min(kSumBlock, end - i);
-    add_two(total, sources[0] + i, sources[1] + i, length);
-    for (std::size_t r = 2; r < sources.size(); ++r) add(total, sources[r] + i, length);
+    std::size_t next = 1;
+    if (sources[0].wires != nullptr) {
+      widen(total, sources[0].wires + i, length);
+    } else if (sources.size() > 1 && sources[1].wires == nullptr) {
+      add_two(total, sources[0].floats + i, sources[1].floats + i, length);
+      next = 2;
+    } else {
+      std::memcpy(total, sources[0].floats + i, static_cast<std::size_t>(length) * sizeof(float));
+    }
+    for (; next < sources.size(); ++next) {
+      const Memory& more = sources[next];
+      if (more.wires != nullptr) {
+        add_widened(total, more.wires + i, length);
+      } else {
+        add(total, more.floats + i, length);
+      }
+    }
     std::memcpy(target + i, total, static_cast<std::size_t>(length) * sizeof(float));
   }
 }
 
-// Transfers in the order in which they are awaited; `done` of them are known to be complete.
-struct TransferList {
-  std::vector<std::unique_ptr<Transfer>> transfers;
-  std::size_t done = 0;
-
-  void start() {
-    for (auto& t : transfers) t->start();
-  }
-  // Advances past complete transfers, at most to `limit`; true when all are complete.
-  bool test(std::size_t limit) {
-    while (done < limit && transfers[done]->test()) ++done;
-    return done == transfers.size();
-  }
-  bool test() { return test(transfers.size()); }
-};
-
-// One piece of the buffer on its way: collect → sum → hand out (the last not in one round).
+// One piece of the buffer on its way.
 class Piece {
  public:
   struct Where {
-    float* data = nullptr;  // of the whole buffer
-    Range range;            // of this piece in it
-    float* received = nullptr;
-    std::int64_t stride = 0;  // between what two ranks sent
-    int collect_tag = 0;
-    int hand_out_tag = 0;
+    float* data = nullptr;  // of this piece
+    float* floats = nullptr;
+    std::uint16_t* wires = nullptr;
+    int first_tag = 0;
+    int tags_apart = 0;  // between two phases
   };
 
-  Piece(Communicator& comm, const Where& where, bool one_round) : one_round_(one_round) {
-    const int ranks = comm.size();
-    const int me = comm.rank();
-    sources_.resize(static_cast<std::size_t>(ranks));
-    const Range mine = chunk(where.range, ranks, me);
-    target_ = where.data + mine.begin;
-    length_ = mine.size();
-    sources_[static_cast<std::size_t>(me)] = target_;
-    for (int step = 1; step < ranks; ++step) {
-      const int to = (me + step) % ranks;
-      const int from = (me + ranks - step) % ranks;
-      float* const slot = where.received + where.stride * (step - 1);
-      sources_[static_cast<std::size_t>(from)] = slot;
-      const Range theirs = chunk(where.range, ranks, to);
-      // Posted in the same order as collect_sends_: what is sent away from here comes back as a sum to the same place.
-      float* const their_data = where.data + theirs.begin;
-      collect_receives_.transfers.push_back(comm.make_receive(slot, bytes(mine), from, where.collect_tag));
-      collect_sends_.transfers.push_back(comm.make_send(their_data, bytes(theirs), to, where.collect_tag));
-      if (one_round) continue;
-      hand_out_receives_.transfers.push_back(comm.make_receive(their_data, bytes(theirs), to, where.hand_out_tag));
-      hand_out_sends_.transfers.push_back(comm.make_send(target_, bytes(mine), to, where.hand_out_tag));
+  Piece(Communicator& comm, PiecePlan plan, const Where& where) {
+    for (std::vector<Step>& steps : plan.queues) {
+      Queue& queue = queues_.emplace_back();
+      for (Step& step : steps) queue.steps.push_back(make_step(comm, std::move(step), where));
     }
   }
 
   void start() {
-    for (TransferList* list : {&collect_receives_, &collect_sends_, &hand_out_receives_, &hand_out_sends_}) {
-      list->done = 0;
-    }
-    summed_ = 0;
-    handing_out_ = false;
-    collect_receives_.start();
-    collect_sends_.start();
+    for (Queue& queue : queues_) queue.started = queue.done = 0;
+    std::int64_t budget = 0;
+    test(budget);
   }
 
-  // True when the sum is in place here and nothing of this piece is in flight. Takes what it sums from `budget`.
+  // True when all steps are complete, so that the sum is in place here and nothing of this piece is in flight. Takes
+  // what it sums from `budget`.
   bool test(std::int64_t& budget) {
-    const bool sent = test_collect_sends();
-    const bool received = collect_receives_.test();
-    if (!received || (one_round_ && !sent)) return false;  // in one round the target is what is being sent
-    if (!sum(budget)) return false;
-    if (!handing_out_) hand_out_sends_.start();
-    handing_out_ = true;
-    const bool handed_out = hand_out_sends_.test();
-    const bool complete = one_round_ || hand_out_receives_.test(collect_sends_.done);
-    return sent && handed_out && complete;
+    bool complete = true;
+    for (Queue& queue : queues_) complete &= advance(queue, budget);
+    return complete;
   }
 
  private:
-  Range chunk(const Range& piece, int ranks, int rank) const {
-    if (one_round_) return piece;
-    const Range part = split_range(piece.size(), ranks, rank);
-    return {piece.begin + part.begin, piece.begin + part.end};
-  }
-  static std::size_t bytes(const Range& range) { return static_cast<std::size_t>(range.size()) * sizeof(float); }
+  struct MadeStep {
+    Step::Kind kind = Step::Kind::Send;
+    std::unique_ptr<Transfer> transfer;
+    Memory place;
+    std::vector<Memory> sources;
+    std::int64_t count = 0;
+    std::int64_t finished = 0;  // elements of a sum
+    std::vector<After> after;
+  };
+  struct Queue {
+    std::vector<MadeStep> steps;
+    std::size_t started = 0, done = 0;
+  };
 
-  // A sum may come back into memory only when that memory has been sent.
-  bool test_collect_sends() {
-    const std::size_t before = collect_sends_.done;
-    const bool all = collect_sends_.test();
-    if (one_round_) return all;
-    for (std::size_t i = before; i < collect_sends_.done; ++i) hand_out_receives_.transfers[i]->start();
-    return all;
-  }
-
-  bool sum(std::int64_t& budget) {
-    if (summed_ == length_) return true;
-    const auto ranks = static_cast<std::int64_t>(sources_.size());
-    const std::int64_t part = std::min((budget / ranks + kSumBlock - 1) / kSumBlock * kSumBlock, length_ - summed_);
-    sum_in_rank_order(sources_, target_, summed_, summed_ + part);
-    budget -= part * ranks;
-    summed_ += part;
-    return summed_ == length_;
+  static Memory memory_of(Place place, const Where& where) {
+    if (place.in == Place::In::Wire) return {nullptr, where.wires + place.at};
+    return {(place.in == Place::In::Data ? where.data : where.floats) + place.at, nullptr};
   }
 
-  bool one_round_;
-  std::vector<const float*> sources_;  // by rank; this rank's own is the target
-  float* target_ = nullptr;            // this rank's chunk in the buffer
-  std::int64_t length_ = 0;
-  std::int64_t summed_ = 0;
-  bool handing_out_ = false;
-  TransferList collect_receives_;
-  TransferList collect_sends_;
-  TransferList hand_out_receives_;  // the i-th starts when the i-th collect send is complete
-  TransferList hand_out_sends_;
+  static MadeStep make_step(Communicator& comm, Step step, const Where& where) {
+    MadeStep made;
+    made.kind = step.kind;
+    made.count = step.count;
+    made.place = memory_of(step.place, where);
+    made.after = std::move(step.after);
+    for (const Place source : step.sources) made.sources.push_back(memory_of(source, where));
+    const int tag = where.first_tag + step.phase * where.tags_apart;
+    const std::size_t bytes = made.place.bytes(step.count);
+    if (step.kind == Step::Kind::Send) made.transfer = comm.make_send(made.place.data(), bytes, step.peer, tag);
+    if (step.kind == Step::Kind::Receive) made.transfer = comm.make_receive(made.place.data(), bytes, step.peer, tag);
+    return made;
+  }
+
+  bool may_start(const MadeStep& step) const {
+    return std::all_of(step.after.begin(), step.after.end(),
+                       [&](const After& after) { return queues_[after.queue].done >= after.steps; });
+  }
+
+  bool advance(Queue& queue, std::int64_t& budget) {
+    while (queue.done < queue.steps.size()) {
+      while (queue.started < queue.steps.size() && may_start(queue.steps[queue.started])) {
+        MadeStep& step = queue.steps[queue.started++];
+        step.finished = 0;
+        if (step.transfer) step.transfer->start();
+      }
+      if (queue.done == queue.started || !finish(queue.steps[queue.done], budget)) return false;
+      ++queue.done;
+    }
+    return true;
+  }
+
+  static bool finish(MadeStep& step, std::int64_t& budget) {
+    if (step.transfer) return step.transfer->test();
+    const auto terms = static_cast<std::int64_t>(step.sources.size());
+    const std::int64_t affordable = std::max<std::int64_t>(0, (budget / terms + kSumBlock - 1) / kSumBlock * kSumBlock);
+    const std::int64_t part = std::min(affordable, step.count - step.finished);
+    if (step.kind == Step::Kind::Round) {
+      round_to_wire(step.place.wires + step.finished, step.sources.front().floats + step.finished, part);
+    } else {
+      sum_in_order(step.sources, step.place.floats, step.finished, step.finished + part);
+    }
+    budget -= part * terms;
+    step.finished += part;
+    return step.finished == step.count;
+  }
+
+  std::vector<Queue> queues_;
 };
 
 class NoAllReduce final : public AllReduce {
@@ -207,23 +206,27 @@ class NoAllReduce final : public AllReduce {
   bool test() override { return true; }
 };
 
-class RankOrderedAllReduce final : public AllReduce {
+class PlannedAllReduce final : public AllReduce {
  public:
-  RankOrderedAllReduce(Communicator& comm, float* data, std::int64_t count, int first_tag,
-                       std::shared_ptr<const void> tags)
-      : tags_(std::move(tags)), received_(Communicator::all_reduce_extra_bytes(count, comm.size())) {
-    const Layout layout(count, comm.size());
-    slots_ = static_cast<std::size_t>(layout.slots);
-    for (std::int64_t p = 0; p < layout.pieces; ++p) {
-      const std::int64_t slot = p % layout.slots;
+  PlannedAllReduce(Communicator& comm, float* data, std::int64_t count, const AllReducePlan& plan,
+                   const std::vector<int>& node_of_rank, int first_tag, std::shared_ptr<const void> tags)
+      : tags_(std::move(tags)), slots_(static_cast<std::size_t>(plan.slots)) {
+    const auto planned = [&](std::int64_t p) {
+      return plan_piece(plan, split_range(count, plan.pieces, p).size(), comm.size(), comm.rank(), node_of_rank);
+    };
+    const PiecePlan longest = planned(0);
+    staging_ = Buffer(slots_ * static_cast<std::size_t>(longest.floats * 4 + longest.wires * 2));
+    float* const floats = staging_.f32();
+    auto* const wires = reinterpret_cast<std::uint16_t*>(floats + plan.slots * longest.floats);
+    for (std::int64_t p = 0; p < plan.pieces; ++p) {
+      const std::int64_t slot = p % plan.slots;
       Piece::Where where;
-      where.data = data;
-      where.range = split_range(count, layout.pieces, p);
-      where.received = received_.f32() + slot * layout.slot_elements(comm.size());
-      where.stride = layout.chunk_stride;
-      where.collect_tag = first_tag + static_cast<int>(slot);
-      where.hand_out_tag = where.collect_tag + static_cast<int>(layout.slots);
-      pieces_.emplace_back(comm, where, layout.one_round);
+      where.data = data + split_range(count, plan.pieces, p).begin;
+      where.floats = floats + slot * longest.floats;
+      where.wires = wires + slot * longest.wires;
+      where.first_tag = first_tag + static_cast<int>(slot);
+      where.tags_apart = static_cast<int>(plan.slots);
+      pieces_.emplace_back(comm, planned(p), where);
     }
     finished_ = started_ = pieces_.size();
   }
@@ -251,7 +254,7 @@ class RankOrderedAllReduce final : public AllReduce {
   }
 
   std::shared_ptr<const void> tags_;  // gives them back when it dies
-  Buffer received_;
+  Buffer staging_;
   std::deque<Piece> pieces_;
   std::size_t slots_ = 0;
   // [finished_, started_) are in flight.
@@ -261,31 +264,30 @@ class RankOrderedAllReduce final : public AllReduce {
 
 }  // namespace
 
-std::unique_ptr<AllReduce> Communicator::make_all_reduce(float* data, std::int64_t count) {
-  const Layout layout(count, size());
-  if (layout.pieces == 0) return std::make_unique<NoAllReduce>();
-  const int first = all_reduce_tags_->take(layout.tags());
-  std::shared_ptr<const void> tags(all_reduce_tags_.get(), [ring = all_reduce_tags_, first, n = layout.tags()](auto*) {
-    ring->give_back(first, n);
-  });
-  return std::make_unique<RankOrderedAllReduce>(*this, data, count, max_tag() + first, std::move(tags));
+std::unique_ptr<AllReduce> Communicator::make_all_reduce(float* data, std::int64_t count,
+                                                         const AllReduceOptions& options) {
+  AllReducePlan plan = plan_all_reduce(count, size(), options);
+  if (plan.pieces == 0) return std::make_unique<NoAllReduce>();
+  if (plan.algorithm == AllReduceAlgorithm::Mpi) {
+    if (plan.wire != Wire::Float32) internal_error("the library's all-reduce has no bfloat16");
+    if (auto made = make_library_all_reduce(data, count)) return made;
+    plan = plan_all_reduce(count, size(), {});
+  }
+  const int n = plan.phases * static_cast<int>(plan.slots);
+  const int first = all_reduce_tags_->take(n);
+  std::shared_ptr<const void> tags(all_reduce_tags_.get(),
+                                   [ring = all_reduce_tags_, first, n](auto*) { ring->give_back(first, n); });
+  return std::make_unique<PlannedAllReduce>(*this, data, count, plan, options.node_of_rank, max_tag() + first,
+                                            std::move(tags));
 }
 
+// The lowest rank has the longest stretch to sum, and so the most to receive.
 std::size_t Communicator::all_reduce_extra_bytes(std::int64_t count, int ranks) {
-  const Layout layout(count, ranks);
-  return static_cast<std::size_t>(layout.slots * layout.slot_elements(ranks)) * sizeof(float);
+  return all_reduce_cost(count, ranks, 0, {}).extra_bytes;
 }
 
 std::int64_t Communicator::all_reduce_sent_bytes(std::int64_t count, int ranks, int rank) {
-  const Layout layout(count, ranks);
-  std::int64_t elements = 0;
-  for (std::int64_t p = 0; p < layout.pieces; ++p) {
-    const std::int64_t piece = split_range(count, layout.pieces, p).size();
-    const std::int64_t mine = layout.one_round ? piece : split_range(piece, ranks, rank).size();
-    // Everybody's chunks to their owners, and the sum of the own one to everybody.
-    elements += layout.one_round ? piece * (ranks - 1) : piece - mine + mine * (ranks - 1);
-  }
-  return elements * static_cast<std::int64_t>(sizeof(float));
+  return all_reduce_cost(count, ranks, rank, {}).sent_bytes;
 }
 
 }  // namespace trainer::comm

@@ -98,6 +98,44 @@ class MpiTransfer final : public Transfer {
   std::size_t done_ = 0;  // of requests_, in order
 };
 
+// In place; the library may allocate.
+class LibraryAllReduce final : public AllReduce {
+ public:
+  LibraryAllReduce(MPI_Comm comm, float* data, std::int64_t count) : comm_(comm), data_(data), count_(count) {
+    requests_.resize(static_cast<std::size_t>((count + kMostElements - 1) / kMostElements), MPI_REQUEST_NULL);
+    done_ = requests_.size();
+  }
+
+  void start() override {
+    if (done_ != requests_.size()) internal_error("an all-reduce was started before it had finished");
+    done_ = 0;
+    for (std::size_t i = 0; i < requests_.size(); ++i) {
+      const std::int64_t begin = static_cast<std::int64_t>(i) * kMostElements;
+      const int elements = static_cast<int>(std::min(kMostElements, count_ - begin));
+      check_mpi(MPI_Iallreduce(MPI_IN_PLACE, data_ + begin, elements, MPI_FLOAT, MPI_SUM, comm_, &requests_[i]),
+                "starting an all-reduce");
+    }
+  }
+
+  bool test() override {
+    for (; done_ < requests_.size(); ++done_) {
+      int complete = 0;
+      check_mpi(MPI_Test(&requests_[done_], &complete, MPI_STATUS_IGNORE), "an all-reduce");
+      if (complete == 0) return false;
+    }
+    return true;
+  }
+
+ private:
+  static constexpr std::int64_t kMostElements = std::int64_t{1} << 28;
+
+  MPI_Comm comm_;
+  float* data_;
+  std::int64_t count_;
+  std::vector<MPI_Request> requests_;
+  std::size_t done_ = 0;  // of requests_, in order
+};
+
 int tag_bound() {
   void* value = nullptr;
   int found = 0;
@@ -136,6 +174,10 @@ std::unique_ptr<Transfer> MpiCommunicator::make_send(const void* data, std::size
 
 std::unique_ptr<Transfer> MpiCommunicator::make_receive(void* data, std::size_t bytes, int peer, int tag) {
   return std::make_unique<MpiTransfer>(comm_, static_cast<std::byte*>(data), bytes, peer, tag, Direction::Receive);
+}
+
+std::unique_ptr<AllReduce> MpiCommunicator::make_library_all_reduce(float* data, std::int64_t count) {
+  return std::make_unique<LibraryAllReduce>(comm_, data, count);
 }
 
 void MpiCommunicator::complete(MPI_Request& request, const char* what) {

@@ -39,6 +39,9 @@ class MpiCommunicator final : public Communicator {
   std::unique_ptr<SharedMemory> share(std::size_t bytes, int channels) override;
   void progress() override;
 
+ protected:
+  std::unique_ptr<AllReduce> make_library_all_reduce(float* data, std::int64_t count) override;
+
  private:
   // Every rank's `values`, one after the other, in scratch_.
   void gather(std::span<const double> values, const char* what);

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <vector>
 
+#include "support/all_reduce_cases.hpp"
 #include "support/communicator_cases.hpp"
 #include "support/mpi_world.hpp"
 #include "trainer/comm/mpi.hpp"
@@ -21,6 +22,14 @@ TEST_CASE("all-reduce is the rank-ordered serial sum, bit for bit") {
 }
 
 TEST_CASE("several all-reduces in flight") { test::check_several_in_flight(world()); }
+TEST_CASE("every algorithm of all-reduce, in float32 and bfloat16") {
+  test::check_algorithms(world(), {0, 1, 7, 1025, 100003});
+  test::check_equal_to_direct(world());
+  test::check_several_algorithms_in_flight(world());
+  test::check_not_finite(world());
+  test::check_wire_errors(world());
+}
+TEST_CASE("the library's all-reduce") { test::check_library_all_reduce(world()); }
 TEST_CASE("tags out of order") { test::check_tags_out_of_order(world()); }
 TEST_CASE("order within one tag") { test::check_order_in_one_lane(world()); }
 TEST_CASE("point-to-point and all-reduce interleaved") { test::check_interleaved(world()); }

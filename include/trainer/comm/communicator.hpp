@@ -11,6 +11,8 @@
 #include <string>
 #include <vector>
 
+#include "trainer/comm/all_reduce.hpp"
+
 namespace trainer::comm {
 
 class SharedMemory;  // trainer/comm/shared_memory.hpp
@@ -53,12 +55,13 @@ class Communicator {
   virtual std::unique_ptr<Transfer> make_receive(void* data, std::size_t bytes, int peer, int tag) = 0;
   virtual int max_tag() const = 0;
 
-  /// Sum of float32 over the ranks, every element added in ascending rank order, the same bits on every rank:
-  /// each rank collects its chunk from all others, sums, and hands the sum out (2 (n−1)/n of the bytes a rank).
-  /// (Two ranks, and few elements, trade whole buffers in one round instead; the bits are the same.) Collective call.
-  /// The element range is `data[0, count)`. `all_reduce_extra_bytes` of memory are taken at once; long buffers go
-  /// through in pieces, so this is bounded: max(1 MiB, 32 KiB · ranks) · 2, and less for small ones.
-  virtual std::unique_ptr<AllReduce> make_all_reduce(float* data, std::int64_t count);
+  /// Sum of `data[0, count)` over the ranks, the same bits on every rank, as `options` say (see there); by default
+  /// every element is added in ascending rank order. Collective call. Memory as all_reduce_cost() says is taken at
+  /// once; long buffers go through in pieces, so it is bounded: max(1 MiB, 32 KiB · ranks) · 2 by default, less for
+  /// small buffers, 4 MiB at most for Ring. Several made by one communicator may be in flight, started in any order;
+  /// those of AllReduceAlgorithm::Mpi in the same order on all ranks.
+  std::unique_ptr<AllReduce> make_all_reduce(float* data, std::int64_t count, const AllReduceOptions& options = {});
+  /// Of the default.
   static std::size_t all_reduce_extra_bytes(std::int64_t count, int ranks);
   /// What one all-reduce of this size sends from `rank`, in bytes.
   static std::int64_t all_reduce_sent_bytes(std::int64_t count, int ranks, int rank);
@@ -86,6 +89,9 @@ class Communicator {
   /// Implementations accept tags in [max_tag(), max_tag() + kReservedTags): they belong to the all-reduces, which take
   /// them in the order of the collective calls. MPI promises 32768 tags at least.
   static constexpr int kReservedTags = 16384;
+
+  /// The message library's own; null: there is none.
+  virtual std::unique_ptr<AllReduce> make_library_all_reduce(float* data, std::int64_t count);
 
  private:
   struct TagRing;
