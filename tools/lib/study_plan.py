@@ -35,7 +35,7 @@ class Model:
     batch: int
     steps: int
     optimizer: dict
-    rates: tuple  # learning rates to tune over
+    rates: tuple  # learning rates to tune over, of which each momentum m takes the part 1 - m
     training: dict
 
 
@@ -44,27 +44,39 @@ SGD = {"type": "sgd", "momentum": 0.9, "schedule": SCHEDULE}
 MODELS = {one.key: one for one in (
     Model("mlp", "MLP on MNIST",
           {"type": "mlp", "input_size": 784, "hidden_sizes": [48], "output_size": 10, "activation": "gelu"},
-          64, 200, SGD, (0.025, 0.05, 0.1, 0.2, 0.4, 0.8), {}),
+          64, 200, SGD, (0.5, 1.0, 2.0), {}),
     Model("gpt", "GPT on Tiny Shakespeare",
           {"type": "gpt", "vocab_size": 65, "context_length": 32, "hidden_size": 40, "num_layers": 2, "num_heads": 4},
-          32, 200, SGD, (0.05, 0.1, 0.2, 0.4, 0.8, 1.6),
+          32, 200, SGD, (1.0, 2.0, 4.0),
           {"sequence_length": 32, "gradient_clip": 1.0}))}
+
+
+# Staleness, held-back gradients and momentum all make an update depend on old gradients, so less momentum is tried too.
+MOMENTA = (0.9, 0.5, 0.0)
+# DiLoCo's outer learning rate and momentum, tried instead with the first of MOMENTA.
+OUTER = ((0.7, 0.9), (0.4, 0.9), (0.7, 0.5))
 
 
 @dataclasses.dataclass(frozen=True)
 class Strategy:
-    """`tuned`: {model: candidates}, each {dotted key: value}; a model that is missing is tuned over its learning rates."""
     key: str
     title: str
     group: str
     parallel: dict
-    tuned: dict = dataclasses.field(default_factory=dict)
+    outer: bool = False  # tuned over OUTER
 
     def ranks(self):
         return REPLICAS + self.parallel.get("servers", 0)
 
     def candidates(self, model):
-        return self.tuned.get(model.key) or [{"optimizer.learning_rate": rate} for rate in model.rates]
+        """What it is tuned over, equally many for all: {dotted key: value} each."""
+        momenta = MOMENTA[:1] if self.outer else MOMENTA
+        inner = [{"optimizer.momentum": momentum, "optimizer.learning_rate": round(rate * (1 - momentum), 6)}
+                 for momentum in momenta for rate in model.rates]
+        if not self.outer:
+            return inner
+        return [{**one, "parallel.local.outer_learning_rate": rate, "parallel.local.outer_momentum": momentum}
+                for one in inner for rate, momentum in OUTER]
 
 
 def compressed(**keys):
@@ -75,20 +87,6 @@ def server(**keys):
     return {"exchange": "server", "servers": SERVERS, **keys}
 
 
-def pairs(*lists):
-    """Of [momentum, learning rates...] each."""
-    return [{"optimizer.momentum": momentum, "optimizer.learning_rate": rate} for momentum, *rates in lists for rate in rates]
-
-
-# Staleness and momentum both make an update depend on old gradients, so less of the latter is tried too; and what
-# feedback holds back arrives late.
-STALE = {"mlp": pairs([0.9, 0.05, 0.1, 0.2], [0.5, 0.25, 0.5, 1.0]),
-         "gpt": pairs([0.9, 0.1, 0.2, 0.4], [0.5, 0.5, 1.0, 2.0])}
-LATE = {key: pairs([0.5, 0.25, 0.5, 1.0], [0.0, 0.5, 1.0, 2.0]) for key in MODELS}
-OUTER = [(0.7, 0.9), (0.4, 0.9), (0.7, 0.5)]
-DILOCO = {key: [{"optimizer.learning_rate": rate, "parallel.local.outer_learning_rate": outer,
-                 "parallel.local.outer_momentum": momentum} for rate in rates for outer, momentum in OUTER]
-          for key, rates in {"mlp": (0.1, 0.2), "gpt": (0.2, 0.4)}.items()}
 LOCAL_STEPS = 8
 
 REFERENCE = "all_reduce"
@@ -96,24 +94,24 @@ GROUPS = ["All-reduce and local steps", "Compressed gradients", "Parameter serve
 STRATEGIES = {one.key: one for one in (
     Strategy("all_reduce", "all-reduce, mean", GROUPS[0], {}),
     Strategy("bfloat16", "all-reduce, bf16 on the wire", GROUPS[0], {"all_reduce": {"wire": "bfloat16"}}),
-    Strategy("delayed", "delayed gradients", GROUPS[0], {"delayed_gradients": True}, STALE),
+    Strategy("delayed", "delayed gradients", GROUPS[0], {"delayed_gradients": True}),
     Strategy("balance", "balance auto", GROUPS[0], {"balance": "auto", "balance_every": 10}),
     Strategy("local_sgd", f"local SGD, {LOCAL_STEPS} steps", GROUPS[0],
              {"exchange": "local", "local": {"steps": LOCAL_STEPS, "outer_learning_rate": 1.0, "outer_momentum": 0.0,
                                              "nesterov": False}}),
     Strategy("diloco", f"DiLoCo, {LOCAL_STEPS} steps", GROUPS[0],
-             {"exchange": "local", "local": {"steps": LOCAL_STEPS, "nesterov": True}}, DILOCO),
-    Strategy("top_k", "top-k, 4%", GROUPS[1], compressed(type="top_k", ratio=0.04, min_elements=512), LATE),
-    Strategy("random_k", "random-k, 10%", GROUPS[1], compressed(type="random_k", ratio=0.1, min_elements=512), LATE),
+             {"exchange": "local", "local": {"steps": LOCAL_STEPS, "nesterov": True}}, outer=True),
+    Strategy("top_k", "top-k, 4%", GROUPS[1], compressed(type="top_k", ratio=0.04, min_elements=512)),
+    Strategy("random_k", "random-k, 10%", GROUPS[1], compressed(type="random_k", ratio=0.1, min_elements=512)),
     Strategy("sign", "sign, majority vote", GROUPS[1], compressed(type="sign", min_elements=512)),
     Strategy("power_sgd", "PowerSGD, rank 4", GROUPS[1], compressed(type="power_sgd", rank=4, min_elements=512)),
     Strategy("int8", "int8", GROUPS[1], compressed(type="int8", min_elements=512)),
     Strategy("bsp", "servers, bsp", GROUPS[2], server(consistency="bsp")),
     Strategy("backup", "servers, bsp, backup 1", GROUPS[2], server(consistency="bsp", backup=1)),
-    Strategy("ssp", "servers, ssp, staleness 2", GROUPS[2], server(consistency="ssp", staleness=2), STALE),
-    Strategy("async", "servers, async", GROUPS[2], server(consistency="async"), STALE),
+    Strategy("ssp", "servers, ssp, staleness 2", GROUPS[2], server(consistency="ssp", staleness=2)),
+    Strategy("async", "servers, async", GROUPS[2], server(consistency="async")),
     Strategy("async_tasks", "servers, async, tasks", GROUPS[2],
-             server(consistency="async", tasks=True, task_batches=4), STALE))}
+             server(consistency="async", tasks=True, task_batches=4)))}
 
 
 def data_of(model, data):
