@@ -109,7 +109,8 @@ class Piece {
     int tags_apart = 0;  // between two phases
   };
 
-  Piece(Communicator& comm, PiecePlan plan, const Where& where) {
+  /// `two_before`: the piece but one before, or null.
+  Piece(Communicator& comm, PiecePlan plan, const Where& where, const Piece* two_before) : two_before_(two_before) {
     for (std::vector<Step>& steps : plan.queues) {
       Queue& queue = queues_.emplace_back();
       for (Step& step : steps) queue.steps.push_back(make_step(comm, std::move(step), where));
@@ -126,7 +127,7 @@ class Piece {
   // what it sums from `budget`.
   bool test(std::int64_t& budget) {
     bool complete = true;
-    for (Queue& queue : queues_) complete &= advance(queue, budget);
+    for (std::size_t q = 0; q < queues_.size(); ++q) complete &= advance(q, budget);
     return complete;
   }
 
@@ -139,6 +140,7 @@ class Piece {
     std::int64_t count = 0;
     std::int64_t finished = 0;  // elements of a sum
     std::vector<After> after;
+    bool in_turn = false;
   };
   struct Queue {
     std::vector<MadeStep> steps;
@@ -156,6 +158,7 @@ class Piece {
     made.count = step.count;
     made.place = memory_of(step.place, where);
     made.after = std::move(step.after);
+    made.in_turn = step.in_turn;
     for (const Place source : step.sources) made.sources.push_back(memory_of(source, where));
     const int tag = where.first_tag + step.phase * where.tags_apart;
     const std::size_t bytes = made.place.bytes(step.count);
@@ -164,14 +167,18 @@ class Piece {
     return made;
   }
 
-  bool may_start(const MadeStep& step) const {
+  bool may_start(std::size_t queue, std::size_t index) const {
+    const MadeStep& step = queues_[queue].steps[index];
+    // Pieces have the same steps, and begin in order.
+    if (step.in_turn && two_before_ != nullptr && two_before_->queues_[queue].done <= index) return false;
     return std::all_of(step.after.begin(), step.after.end(),
                        [&](const After& after) { return queues_[after.queue].done >= after.steps; });
   }
 
-  bool advance(Queue& queue, std::int64_t& budget) {
+  bool advance(std::size_t q, std::int64_t& budget) {
+    Queue& queue = queues_[q];
     while (queue.done < queue.steps.size()) {
-      while (queue.started < queue.steps.size() && may_start(queue.steps[queue.started])) {
+      while (queue.started < queue.steps.size() && may_start(q, queue.started)) {
         MadeStep& step = queue.steps[queue.started++];
         step.finished = 0;
         if (step.transfer) step.transfer->start();
@@ -198,6 +205,7 @@ class Piece {
   }
 
   std::vector<Queue> queues_;
+  const Piece* two_before_;
 };
 
 class NoAllReduce final : public AllReduce {
@@ -226,7 +234,7 @@ class PlannedAllReduce final : public AllReduce {
       where.wires = wires + slot * longest.wires;
       where.first_tag = first_tag + static_cast<int>(slot);
       where.tags_apart = static_cast<int>(plan.slots);
-      pieces_.emplace_back(comm, planned(p), where);
+      pieces_.emplace_back(comm, planned(p), where, p < 2 ? nullptr : &pieces_[static_cast<std::size_t>(p) - 2]);
     }
     finished_ = started_ = pieces_.size();
   }

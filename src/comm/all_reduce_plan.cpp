@@ -20,6 +20,7 @@ constexpr std::int64_t kPieces = 2;                        // in flight
 constexpr std::int64_t kPassedElements = 64 * 1024;
 constexpr std::int64_t kSmallestPassedElements = 8 * 1024;
 constexpr std::int64_t kMostPassed = 16;
+constexpr std::int64_t kRingElements = 128 * 1024;  // below, Automatic takes no ring
 constexpr std::int64_t kCacheLine = 64;
 
 using Queue = std::size_t;
@@ -62,6 +63,11 @@ class Builder {
 
   void send(Queue queue, Place from, Range range, int peer, int phase, std::vector<After> after = {}) {
     add(queue, {Step::Kind::Send, from, range.size(), peer, phase, {}, std::move(after)});
+  }
+  /// Of pieces that are passed on: side by side on one link they would all arrive at its end.
+  void pass(Queue queue, int peer, int phase, std::vector<After> after) {
+    send(queue, travelling(whole()), whole(), peer, phase, std::move(after));
+    plan_.queues[queue].back().in_turn = true;
   }
   void receive(Queue queue, Place to, Range range, int peer, int phase, std::vector<After> after = {}) {
     add(queue, {Step::Kind::Receive, to, range.size(), peer, phase, {}, std::move(after)});
@@ -160,11 +166,11 @@ void ring(Builder& b, int ranks) {
   b.round(adding, all, {});
   if (last) b.widen(adding, all, {});
   const std::vector<After> added{b.all(adding)};
-  b.send(leaving, b.travelling(all), all, behind, last ? 1 : 0, added);
+  b.pass(leaving, behind, last ? 1 : 0, added);
   if (last) return;
   const Queue results = b.queue(), passing = b.queue(), widening = b.queue();
   b.receive(results, b.travelling(all), all, before, 1, {b.all(leaving)});
-  if (behind != ranks - 1) b.send(passing, b.travelling(all), all, behind, 1, {b.all(results)});
+  if (behind != ranks - 1) b.pass(passing, behind, 1, {b.all(results)});
   b.widen(widening, all, {b.all(results)});
 }
 
@@ -191,13 +197,13 @@ void tree(Builder& b, int ranks) {
     b.widen(adding, all, {});
     final = {b.all(adding)};
   } else {
-    b.send(leaving, b.travelling(all), all, me - bit, 0, {b.all(adding)});
+    b.pass(leaving, me - bit, 0, {b.all(adding)});
     b.receive(results, b.travelling(all), all, me - bit, 1, {b.all(leaving)});
     final = {b.all(results)};
     b.widen(widening, all, final);
   }
   std::reverse(children.begin(), children.end());  // the deepest first
-  for (const int child : children) b.send(handing_down, b.travelling(all), all, child, 1, final);
+  for (const int child : children) b.pass(handing_down, child, 1, final);
 }
 
 // [node] its ranks, ascending; nodes in the order of their first ranks.
@@ -270,12 +276,21 @@ int node_count(const AllReduceOptions& options) {
   return std::max(1, static_cast<int>(nodes.size()));
 }
 
+// Nodes as a ring sees them: every rank one of its own where those of a node do not follow each other.
+int nodes_along_ring(int ranks, const AllReduceOptions& options) {
+  const std::vector<int>& node = options.node_of_rank;
+  int changes = 0;
+  for (std::size_t r = 1; r < node.size(); ++r) changes += node[r] != node[r - 1] ? 1 : 0;
+  const int nodes = node_count(options);
+  return changes == nodes - 1 ? nodes : ranks;
+}
+
 }  // namespace
 
 AllReducePlan plan_all_reduce(std::int64_t count, int ranks, const AllReduceOptions& options) {
   AllReducePlan plan;
   plan.algorithm = options.algorithm == AllReduceAlgorithm::Automatic
-                       ? choose_all_reduce(count, ranks, node_count(options), options.wire)
+                       ? choose_all_reduce(count, ranks, nodes_along_ring(ranks, options), options.wire)
                        : options.algorithm;
   plan.wire = options.wire;
   if (ranks == 1 || count == 0) return plan;
@@ -328,9 +343,13 @@ PiecePlan plan_piece(const AllReducePlan& plan, std::int64_t count, int ranks, i
   return b.take();
 }
 
+// Measured over TCP hosts (docs/performance.md, "All-reduce"): what a node's link has to carry decides on slow
+// networks, and the ring's 2 (n - 1) hops cost more than they save where buffers are small.
 AllReduceAlgorithm choose_all_reduce(std::int64_t count, int ranks, int nodes, Wire wire) {
-  (void)count, (void)ranks, (void)nodes, (void)wire;
-  return AllReduceAlgorithm::Direct;
+  const std::int64_t direct_leaves = std::int64_t{ranks} * (nodes - 1);  // of a node, in 2 / nodes² of the buffer
+  const std::int64_t ring_leaves = std::int64_t{nodes} * nodes;
+  const bool ring = wire == Wire::Float32 && count >= kRingElements && direct_leaves > ring_leaves;
+  return ring ? AllReduceAlgorithm::Ring : AllReduceAlgorithm::Direct;
 }
 
 AllReduceCost all_reduce_cost(std::int64_t count, int ranks, int rank, const AllReduceOptions& options) {

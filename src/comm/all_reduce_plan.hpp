@@ -31,6 +31,7 @@ struct Step {
   int phase = 0;               // tells messages between two ranks apart; at most one each way has it
   std::vector<Place> sources;  // Sum: added in this order in float32 (one: copied). Round: one of floats, to Wire
   std::vector<After> after;
+  bool in_turn = false;  // a send that does not begin before that of the piece but one before has left
 };
 
 /// Steps of a queue begin, and are found complete, in their order; queues go side by side.

@@ -5,6 +5,8 @@
 
 namespace trainer::optim {
 
+static_assert(kNormBlock == kNormBlockElements);
+
 std::int64_t norm_scratch(std::int64_t count) { return (count + kNormBlock - 1) / kNormBlock; }
 
 double sum_of_squares(ThreadPool& pool, std::span<const float> values, double* block_sums, const Kernels& kernels) {

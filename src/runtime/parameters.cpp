@@ -189,24 +189,27 @@ void Parameters::take_memory(bool training, comm::Communicator* replicas) {
   gradients_ = own_gradients_.f32();
 }
 
-void Parameters::initialise(const model::Graph& graph, std::uint64_t seed, ThreadPool& pool) {
+void set_initial_values(const model::Parameter& parameter, const Box& box, std::uint64_t seed, float* to,
+                        ThreadPool& pool) {
   constexpr std::int64_t kChunk = 4096;
+  const RandomStream stream(seed, "init/" + parameter.name);
+  const std::int64_t n = box.elements();
+  const std::int64_t row = parameter.shape.dims() > 0 ? box.extent[parameter.shape.dims() - 1] : 1;
+  pool.for_each((n + kChunk - 1) / kChunk, [&](std::int64_t chunk, int) {
+    const std::int64_t end = std::min(n, (chunk + 1) * kChunk);
+    for (std::int64_t i = chunk * kChunk; i < end;) {
+      const std::int64_t count = std::min(row - i % row, end - i);
+      set_initial(parameter.init, stream, global_index(box, parameter.shape, i), to + i, count);
+      i += count;
+    }
+  });
+}
+
+void Parameters::initialise(const model::Graph& graph, std::uint64_t seed, ThreadPool& pool) {
   for (const HeldParameter& held : layout_.held) {
-    const model::Parameter& parameter = graph.parameters[held.id.index()];
-    const RandomStream stream(seed, "init/" + parameter.name);
     for (const Piece& piece : duty(held)) {
-      const Box& box = piece.box;
-      float* const to = weights() + held.weight + piece.begin;
-      const std::int64_t n = box.elements();
-      const std::int64_t row = parameter.shape.dims() > 0 ? box.extent[parameter.shape.dims() - 1] : 1;
-      pool.for_each((n + kChunk - 1) / kChunk, [&](std::int64_t chunk, int) {
-        const std::int64_t end = std::min(n, (chunk + 1) * kChunk);
-        for (std::int64_t i = chunk * kChunk; i < end;) {
-          const std::int64_t count = std::min(row - i % row, end - i);
-          set_initial(parameter.init, stream, global_index(box, parameter.shape, i), to + i, count);
-          i += count;
-        }
-      });
+      set_initial_values(graph.parameters[held.id.index()], piece.box, seed, weights() + held.weight + piece.begin,
+                         pool);
     }
   }
 }

@@ -24,10 +24,10 @@ void Saver::claim(bool resume, bool overwrite) {
   });
 }
 
-std::int64_t Saver::open(Worker& worker, bool resume, Observer& observer) {
+std::int64_t Saver::open(SavedState& state, bool resume, Observer& observer) {
   if (!enabled()) {
     if (resume) observer.note("--resume: there is no checkpoint.directory to resume from; starting from the beginning");
-    worker.initialise();
+    state.initialise();
     return 0;
   }
   std::string path;
@@ -40,7 +40,7 @@ std::int64_t Saver::open(Worker& worker, bool resume, Observer& observer) {
     path = world_.gather_strings(path).front();
   }
   if (path.empty()) {
-    worker.initialise();
+    state.initialise();
     return 0;
   }
   std::int64_t step = 0;
@@ -48,7 +48,7 @@ std::int64_t Saver::open(Worker& worker, bool resume, Observer& observer) {
     const auto checkpoint = storage::open_checkpoint(files_, path);
     require_same_model(*checkpoint);
     warn_of_changes(*checkpoint, observer);
-    if (!worker.load(*checkpoint)) {
+    if (!state.load(*checkpoint)) {
       observer.warning(fmt::format("{} was saved by another optimizer: this one's state begins with zeros", path));
     }
     step = checkpoint->record().step;
@@ -137,7 +137,7 @@ void Saver::warn_of_changes(const storage::CheckpointReader& checkpoint, Observe
                                checkpoint.path(), fmt::join(changes, ", ")));
 }
 
-bool Saver::save(const Worker& worker, std::int64_t step, Observer& observer) {
+bool Saver::save(const SavedState& state, std::int64_t step, Observer& observer) {
   const auto start = std::chrono::steady_clock::now();
   const std::string& directory = plan_.config.checkpoint.directory;
   const std::string partial = storage::partial_path(directory, step);
@@ -149,7 +149,7 @@ bool Saver::save(const Worker& worker, std::int64_t step, Observer& observer) {
     });
     std::string shard;
     agree(world_, [&] {
-      const auto pieces = worker.pieces();
+      const auto pieces = state.pieces();
       if (!pieces.empty()) shard = storage::write_shard(files_, partial, world_.rank(), pieces);
     });
     std::vector<std::string> shards = world_.gather_strings(shard);

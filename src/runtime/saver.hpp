@@ -8,8 +8,9 @@
 #include "trainer/comm/communicator.hpp"
 #include "trainer/core/observer.hpp"
 #include "trainer/runtime/run_plan.hpp"
-#include "trainer/runtime/worker.hpp"
+#include "trainer/runtime/saved_state.hpp"
 #include "trainer/storage/checkpoint.hpp"
+#include "trainer/storage/dataset.hpp"
 #include "trainer/storage/file_system.hpp"
 
 namespace trainer::runtime {
@@ -25,11 +26,11 @@ class Saver {
   void claim(bool resume, bool overwrite);
 
   /// Collective, after claim(). Returns the step that the run continues from (0: from the beginning) after loading it
-  /// into the worker.
-  std::int64_t open(Worker& worker, bool resume, Observer& observer);
+  /// into the state.
+  std::int64_t open(SavedState& state, bool resume, Observer& observer);
 
   /// Collective. Returns false when it could not be written (already reported); training may go on.
-  bool save(const Worker& worker, std::int64_t step, Observer& observer);
+  bool save(const SavedState& state, std::int64_t step, Observer& observer);
 
   bool enabled() const { return !plan_.config.checkpoint.directory.empty(); }
   bool failed() const { return failed_; }  // some save could not be written

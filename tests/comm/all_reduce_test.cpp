@@ -190,12 +190,24 @@ TEST_CASE("memory of every algorithm is bounded whatever the count") {
   }
 }
 
+TEST_CASE("auto takes no ring that would go to and fro between nodes") {
+  constexpr std::int64_t kCount = 1 << 20;
+  const auto taken = [&](const std::vector<int>& nodes) {
+    return comm::plan_all_reduce(kCount, 8, {AllReduceAlgorithm::Automatic, Wire::Float32, nodes}).algorithm;
+  };
+  CHECK(taken({0, 0, 0, 0, 1, 1, 1, 1}) == AllReduceAlgorithm::Ring);
+  CHECK(taken({0, 1, 0, 1, 0, 1, 0, 1}) == AllReduceAlgorithm::Direct);
+  CHECK(taken({}) == AllReduceAlgorithm::Direct);
+}
+
 TEST_CASE("what auto takes depends on size, ranks and nodes alone, and always has the direct one's bits") {
   for (const std::int64_t count : {1LL, 1000LL, 100000LL, 10000000LL}) {
     for (int ranks = 2; ranks <= 64; ranks *= 2) {
       for (int nodes = 1; nodes <= ranks; nodes *= 2) {
         const AllReduceAlgorithm wide = comm::choose_all_reduce(count, ranks, nodes, Wire::Float32);
-        CHECK((wide == AllReduceAlgorithm::Direct || wide == AllReduceAlgorithm::Ring));
+        const bool shared_links = nodes > 1 && (nodes == 2 ? ranks > 4 : ranks >= 2 * nodes);
+        CHECK((wide == AllReduceAlgorithm::Ring) == (shared_links && count > 100000));
+        CHECK((wide == AllReduceAlgorithm::Ring || wide == AllReduceAlgorithm::Direct));
         CHECK(comm::choose_all_reduce(count, ranks, nodes, Wire::BFloat16) == AllReduceAlgorithm::Direct);
       }
     }

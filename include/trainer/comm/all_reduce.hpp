@@ -44,7 +44,9 @@ struct AllReduceOptions {
 };
 
 /// What Automatic takes: a pure function, alike on all ranks. It only ever takes what has the bits of Direct, so
-/// neither sizes nor places change a run's bits.
+/// neither sizes nor places change a run's bits: Ring for large buffers where Direct would send more out of a node, as
+/// several ranks share its link (ranks (nodes - 1) > nodes²); else, and in bfloat16, Direct. Where the ranks of a node
+/// do not follow each other, `nodes` is `ranks`.
 AllReduceAlgorithm choose_all_reduce(std::int64_t count, int ranks, int nodes, Wire wire);
 
 /// What one all-reduce of `count` elements takes on `rank`: memory from the moment it is made, and bytes sent each

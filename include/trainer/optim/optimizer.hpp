@@ -50,9 +50,10 @@ double learning_rate(const config::Optimizer& config, std::int64_t step, std::in
 
 /// Σ x² in double over fixed blocks of 4096 elements, block sums added in ascending order; any number of threads gives
 /// the same bits on every machine. A value that is not finite makes the sum so. `block_sums` is scratch of
-/// norm_scratch(count) doubles.
+/// norm_scratch(count) doubles, which holds the blocks' sums afterwards.
 double sum_of_squares(ThreadPool& pool, std::span<const float> values, double* block_sums);
 std::int64_t norm_scratch(std::int64_t count);
+inline constexpr std::int64_t kNormBlockElements = 4096;
 
 /// min(1, limit / norm) as PyTorch's clip_grad_norm_ has it (limit / (norm + 1e-6)); 1 when limit is 0. NaN for a NaN
 /// norm.

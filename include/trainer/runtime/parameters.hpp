@@ -62,6 +62,10 @@ inline std::size_t updated_elements(const ParameterLayout& layout) {
 }
 ParameterLayout lay_out_parameters(const RunPlan& plan, const plan::LocalGraph& local, const plan::Coordinates& at);
 
+/// Initial values of a box of a parameter, row-major: each element a function of (seed, parameter name, global index).
+void set_initial_values(const model::Parameter& parameter, const Box& box, std::uint64_t seed, float* to,
+                        ThreadPool& pool);
+
 /// Counters that replicas raise in the memory they share.
 enum ReplicaChannel : int { kBucketsReady, kWeightsUpdated, kPassesLeft, kReplicaChannels };
 

@@ -14,6 +14,7 @@
 #include "trainer/runtime/local_rounds.hpp"
 #include "trainer/runtime/optimistic_step.hpp"
 #include "trainer/runtime/run_plan.hpp"
+#include "trainer/runtime/saved_state.hpp"
 #include "trainer/storage/checkpoint.hpp"
 #include "trainer/storage/dataset.hpp"
 
@@ -36,21 +37,17 @@ struct StepResult {
   std::optional<StepOutcome> now;     // nothing: the step is open; or it was not made, as `before` says to stop
 };
 
-class Worker {
+class Worker : public SavedState {
  public:
   /// Collective. The plan and the data set must outlive the worker. `training` false: evaluation only, no gradients.
   /// `log` (may be null) gets what this rank does when.
   Worker(comm::Communicator& world, const RunPlan& plan, const storage::Dataset& data, ThreadPool& pool, bool training,
          ActionLog* log = nullptr);
-  ~Worker();
+  ~Worker() override;
 
-  void initialise();
-  /// Weights (and optimizer state when training) from a checkpoint of any layout. Local; wrap in agree(): replicas of a
-  /// node read a share each, so the weights are whole when all have come back. False when it lacks state of this
-  /// optimizer, which then begins with zeros.
-  bool load(const storage::CheckpointReader& checkpoint);
-  /// This rank's pieces of a checkpoint; they point into the worker's memory.
-  std::vector<storage::Piece> pieces() const;
+  void initialise() override;
+  bool load(const storage::CheckpointReader& checkpoint) override;
+  std::vector<storage::Piece> pieces() const override;
 
   /// One optimizer step (from 1). `stop` from any rank reaches all. Collective; throws Error(Diverged) on every rank
   /// when loss or gradient is not finite, before any weight has changed. With training.optimistic_step, a step that
