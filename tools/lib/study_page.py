@@ -213,7 +213,8 @@ def plot(results, model, setting):
             panels.append({"title": group, "series": ([reference] if reference else []) + found})
     if not panels:
         return None
-    title = f"{study_plan.MODELS[model].title}, {study_plan.SETTINGS[setting].title.lower()}: training loss"
+    about = study_plan.SETTINGS[setting].title
+    title = f"{study_plan.MODELS[model].title}, {about[0].lower()}{about[1:]}: training loss"
     return study_svg.draw(title, panels, [("seconds", "seconds"), ("bytes", "MB sent by all ranks")])
 
 

@@ -28,8 +28,8 @@ def command_of(arguments, ranks, setting, path, bytes_file):
 
 
 def smoothed(rows):
-    """[samples, seconds since the start, mean loss of the last twentieth of the steps] at up to POINTS steps."""
-    window = max(1, len(rows) // 20)
+    """[samples, seconds since the start, mean loss of the last tenth of the steps] at up to POINTS steps."""
+    window = max(1, len(rows) // 10)
     last = len(rows) - 1
     chosen = sorted({round(i * last / (POINTS - 1)) for i in range(POINTS)})
     ends, seconds = [], 0.0
