@@ -8,7 +8,7 @@ REPLICAS = 4
 SERVERS = 2
 SEEDS = [1, 2, 3, 4, 5]
 TUNING_SEED = 1000  # none of SEEDS
-PACE = 3.0  # milliseconds that a replica's share of a batch sleeps in the settings "even" and "slow"
+PACE = 2.0  # milliseconds that a replica's share of a batch sleeps in the settings "even" and "slow"
 SLOWER = 4
 MBIT = 100
 
@@ -43,11 +43,11 @@ SCHEDULE = {"type": "cosine", "warmup_steps": 10, "final_ratio": 0.05}
 SGD = {"type": "sgd", "momentum": 0.9, "schedule": SCHEDULE}
 MODELS = {one.key: one for one in (
     Model("mlp", "MLP on MNIST",
-          {"type": "mlp", "input_size": 784, "hidden_sizes": [48], "output_size": 10, "activation": "gelu"},
-          64, 180, SGD, (0.5, 1.0, 2.0), {}),
+          {"type": "mlp", "input_size": 784, "hidden_sizes": [32], "output_size": 10, "activation": "gelu"},
+          64, 360, SGD, (0.5, 1.0, 2.0), {}),
     Model("gpt", "GPT on Tiny Shakespeare",
           {"type": "gpt", "vocab_size": 65, "context_length": 16, "hidden_size": 32, "num_layers": 2, "num_heads": 4},
-          64, 250, SGD, (1.0, 2.0, 4.0),
+          64, 250, SGD, (0.5, 1.0, 2.0),
           {"sequence_length": 16, "gradient_clip": 1.0}))}
 
 
