@@ -37,6 +37,7 @@ ExitCode run_alone(const config::Command& command) {
   if (const auto* c = std::get_if<config::ScheduleCommand>(&command)) return print_schedule(*c);
   if (const auto* c = std::get_if<config::PlanCommand>(&command)) return plan_layouts(*c);
   if (const auto* c = std::get_if<config::ReportCommand>(&command)) return report(*c);
+  if (const auto* c = std::get_if<config::StatusCommand>(&command)) return status(*c);
   return inspect(std::get<config::InspectCommand>(command));
 }
 
@@ -44,6 +45,7 @@ ExitCode run_on_all(Context& context, const config::Command& command) {
   if (const auto* c = std::get_if<config::TrainCommand>(&command)) return train(context, *c);
   if (const auto* c = std::get_if<config::SweepCommand>(&command)) return sweep(context, *c);
   if (const auto* c = std::get_if<config::ProfileCommand>(&command)) return profile(context, *c);
+  if (const auto* c = std::get_if<config::ReplayCommand>(&command)) return replay(context, *c);
   return evaluate(context, std::get<config::EvalCommand>(command));
 }
 
@@ -51,6 +53,7 @@ bool uses_mpi(const config::Command& command) {
   const auto* train = std::get_if<config::TrainCommand>(&command);
   return train != nullptr || std::holds_alternative<config::EvalCommand>(command) ||
          std::holds_alternative<config::SweepCommand>(command) ||
+         std::holds_alternative<config::ReplayCommand>(command) ||
          std::holds_alternative<config::ProfileCommand>(command);
 }
 

@@ -26,6 +26,7 @@ ExitCode train(Context& context, const config::TrainCommand& command);
 ExitCode sweep(Context& context, const config::SweepCommand& command);
 ExitCode evaluate(Context& context, const config::EvalCommand& command);
 ExitCode profile(Context& context, const config::ProfileCommand& command);
+ExitCode replay(Context& context, const config::ReplayCommand& command);
 
 // These run on one rank and need no MPI.
 ExitCode export_weights(const config::ExportCommand& command);
@@ -34,6 +35,7 @@ ExitCode inspect(const config::InspectCommand& command);
 ExitCode print_schedule(const config::ScheduleCommand& command);
 ExitCode plan_layouts(const config::PlanCommand& command);
 ExitCode report(const config::ReportCommand& command);
+ExitCode status(const config::StatusCommand& command);
 
 /// stdout that cannot be written. Only the rank that prints meets it, when the others have nothing left to do.
 class OutputError : public Error {

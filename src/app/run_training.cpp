@@ -75,11 +75,8 @@ void refuse_unbuilt(const config::Parallel& p) {
   const auto refuse = [](const char* what) {
     throw Error(ExitCode::Usage, fmt::format("{}: not in this version", what));
   };
-  if (p.exchange == config::Exchange::Server) refuse("parallel.exchange \"server\"");
   if (p.tasks) refuse("parallel.tasks");
   if (p.balance == config::Balance::Auto) refuse("parallel.balance \"auto\"");
-  if (p.delayed_gradients) refuse("parallel.delayed_gradients");
-  if (p.all_reduce != config::AllReduce{}) refuse("parallel.all_reduce");
 }
 
 }  // namespace

@@ -78,7 +78,7 @@ void refuse_unknown(const CLI::App& app, const CLI::App& main) {
   }
   throw Misuse{
       "", fmt::format("unknown subcommand \"{}\"; there are export, generate, eval, inspect, schedule, profile, plan, "
-                      "report and sweep",
+                      "report, sweep, status and replay",
                       word)};
 }
 
@@ -155,14 +155,31 @@ Command train_command(const CLI::App& app, Texts& t) {
   return c;
 }
 
+const std::string& run_directory(const CLI::App& app, const Texts& t) {
+  if (t.directories.size() == 1) return t.directories.front();
+  throw Misuse{app.get_name(),
+               fmt::format("{} run directories are given; expected one, for example trainer {} runs/gpt",
+                           t.directories.size(), app.get_name())};
+}
+
+Command status_command(const CLI::App& app, const Texts& t) { return StatusCommand{run_directory(app, t), t.watch}; }
+
+Command replay_command(const CLI::App& app, const Texts& t) {
+  ReplayCommand c;
+  c.directory = run_directory(app, t);
+  if (app.count("--checkpoint") > 0) require(app, "--checkpoint", t.checkpoint, "runs/gpt/step-00000050");
+  if (app.count("--output") > 0) require(app, "--output", t.output, "runs/gpt-replay");
+  c.checkpoint = t.checkpoint;
+  c.output = t.output.empty() ? c.directory + "/replay" : t.output;
+  c.overwrite = t.overwrite;
+  c.threads = number(app, "--threads", t.threads, 0, 1, kMostThreads);
+  return c;
+}
+
 Command report_command(const CLI::App& app, const Texts& t) {
-  if (t.directories.size() != 1) {
-    throw Misuse{"report",
-                 fmt::format("{} run directories are given; expected one, for example trainer report runs/gpt",
-                             t.directories.size())};
-  }
+  const std::string& directory = run_directory(app, t);
   if (app.count("--output") > 0) require(app, "--output", t.output, "report.html");
-  return ReportCommand{t.directories.front(), t.output};
+  return ReportCommand{directory, t.output};
 }
 
 Command export_command(const CLI::App& app, const Texts& t) {
@@ -333,6 +350,8 @@ Command read(CLI::App& app, const Subcommands& subcommands, Texts& texts) {
   if (chosen[0] == subcommands.schedule) return schedule_command(*chosen[0], texts);
   if (chosen[0] == subcommands.profile) return profile_command(*chosen[0], texts);
   if (chosen[0] == subcommands.plan) return plan_command(*chosen[0], texts);
+  if (chosen[0] == subcommands.status) return status_command(*chosen[0], texts);
+  if (chosen[0] == subcommands.replay) return replay_command(*chosen[0], texts);
   if (chosen[0] == subcommands.report) return report_command(*chosen[0], texts);
   return inspect_command(*chosen[0], texts);
 }

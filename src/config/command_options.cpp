@@ -76,6 +76,22 @@ constexpr const char* kReportExamples =
     "  trainer report runs/gpt --output gpt.html\n"
     "\nRuns by itself, without mpiexec, also while the training goes on. The page needs no network.";
 
+constexpr const char* kStatusExamples =
+    "Examples:\n"
+    "  trainer status runs/gpt\n"
+    "  trainer status runs/gpt --watch\n"
+    "\nRuns by itself, without mpiexec, while the training goes on and after it. \"stale by\" counts the updates by "
+    "other\n"
+    "replicas since this one pulled the parameters that it computes with.";
+constexpr const char* kReplayExamples =
+    "Examples:\n"
+    "  trainer replay runs/gpt                                   from the beginning to the newest checkpoint\n"
+    "  trainer replay runs/gpt --checkpoint runs/gpt/step-00000050\n"
+    "  mpiexec -n 2 trainer replay runs/gpt                      of a run with 2 pipeline × tensor ranks a replica\n"
+    "\n"
+    "Weights and optimizer state come out as the run had them, to the bit; that is checked against the run's own\n"
+    "checkpoint, and code 4 says that they do not.";
+
 void add_text(CLI::App* app, const char* name, std::string& target, const char* help, const char* value_name) {
   app->add_option(name, target, help)->type_name(value_name)->allow_extra_args(false);
 }
@@ -226,6 +242,19 @@ Subcommands add_subcommands(CLI::App& app, Texts& t) {
   add_text(s.report, "--output", t.output, "Where to write it, - for stdout (default: RUNDIR/report.html)", "FILE");
   s.report->footer(kReportExamples);
   s.sweep = add_sweep(app, t);
+  s.status = app.add_subcommand("status", "Show what the replicas and servers of a running job do");
+  s.status->add_option("RUNDIR", t.directories, "The run's directory: logging.directory, or checkpoint.directory")
+      ->type_name("");
+  s.status->add_flag("--watch", t.watch, "Again every second, until the run ends");
+  s.status->footer(kStatusExamples);
+  s.replay = app.add_subcommand("replay", "Repeat serially what the parameter servers of a run did, from their logs");
+  s.replay->add_option("RUNDIR", t.directories, "The run's checkpoint.directory")->type_name("");
+  add_text(s.replay, "--checkpoint", t.checkpoint,
+           "Begin behind this checkpoint of the run (default: at the beginning)", "DIR");
+  add_text(s.replay, "--output", t.output, "Where the checkpoint goes that comes out (default: RUNDIR/replay)", "DIR");
+  s.replay->add_flag("--overwrite", t.overwrite, "Replace what is there");
+  add_text(s.replay, "--threads", t.threads, "Threads of a rank; left out: the cores it may use", "N");
+  s.replay->footer(kReplayExamples);
   return s;
 }
 

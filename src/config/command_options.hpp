@@ -22,11 +22,11 @@ struct Texts {
   std::string seconds, profile, cluster, memory_per_rank, top, best;
   bool split_backward = false, draw = false;
   bool dry_run = false, print_config = false, resume = false, overwrite = false, verify = false, json = false;
-  bool help_keys = false;
+  bool help_keys = false, watch = false;
 };
 
 struct Subcommands {
-  CLI::App *export_, *generate, *eval, *inspect, *schedule, *profile, *plan, *report, *sweep;
+  CLI::App *export_, *generate, *eval, *inspect, *schedule, *profile, *plan, *report, *sweep, *status, *replay;
 };
 
 /// Options of training; they stand before any subcommand.

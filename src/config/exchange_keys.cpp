@@ -125,7 +125,8 @@ std::vector<Key<Parallel>> exchange_keys() {
              [](Parallel& p) -> bool& { return p.all_reduce.sum; }),
       integer("all_reduce.bucket_elements", 1, kMostElements, "gradients that are summed together, at least",
               [](Parallel& p) -> std::int64_t& { return p.all_reduce.bucket_elements; }),
-      boolean("delayed_gradients", "a step applies the gradients of the step before, whose sum has run behind it",
+      boolean("delayed_gradients",
+              "a step applies the gradients of the step before (staleness 1), whose sum runs behind it",
               [](Parallel& p) -> bool& { return p.delayed_gradients; }),
       integer("servers", 0, kMostServers, "exchange server: ranks that hold the parameters, outside the mesh; 0: 1",
               [](Parallel& p) -> std::int64_t& { return p.server.count; }),
@@ -244,6 +245,16 @@ void complete_exchange(Config& config, const Origin& origin) {
     refuse({"parallel.all_reduce.algorithm", "parallel.all_reduce.wire", "parallel.compression.type"},
            "parallel.compression has messages of its own, which parallel.all_reduce.algorithm and wire do not change; "
            "leave these out, or the compression");
+  }
+  if (compressed && p.delayed_gradients) {
+    refuse({"parallel.delayed_gradients", "parallel.compression.type"},
+           "parallel.delayed_gradients is true with parallel.compression; what a compressor keeps back of a step comes "
+           "from the exchange of the step before, which would still run; take one of them");
+  }
+  if (p.all_reduce.algorithm == AllReduceAlgorithm::Mpi && p.all_reduce.wire != Precision::Float32) {
+    refuse({"parallel.all_reduce.algorithm", "parallel.all_reduce.wire"},
+           "parallel.all_reduce.algorithm is \"mpi\" with wire \"bfloat16\", a type that MPI does not have; expected "
+           "wire \"float32\", or another algorithm");
   }
   if (p.balance == Balance::Auto && p.schedule == ScheduleName::File) {
     refuse({"parallel.balance", "parallel.schedule"},

@@ -67,8 +67,8 @@ LocalRounds::LocalRounds(const RunPlan& plan, const plan::Coordinates& at, Param
   if (plan.config.parallel.local.outer_momentum > 0) momentum_ = Buffer(elements * sizeof(float));
   sum_ = data.make_all_reduce(parameters.weights(), count);
   sum_bytes_ = comm::Communicator::all_reduce_sent_bytes(count, replicas_, data.rank());
-  const std::size_t most = static_cast<std::size_t>(
-      std::min({round_, total_steps, static_cast<std::int64_t>(kMostSteps)}));
+  const std::size_t most =
+      static_cast<std::size_t>(std::min({round_, total_steps, static_cast<std::int64_t>(kMostSteps)}));
   mine_.reserve(most);
   agreed_.reserve(most);
   numbers_.reserve(2 * most + 2);
@@ -170,8 +170,7 @@ std::vector<storage::Piece> LocalRounds::pieces() const {
     const bool first = at_.data == 0;
     for (int s = 0; s < optimizer_.state_count(); ++s) {
       const auto state = optimizer_.state_name(s);
-      add(first ? fmt::format("optimizer.{}.{}", state, parameter.name)
-                : replica_name(at_.data, state, parameter.name),
+      add(first ? fmt::format("optimizer.{}.{}", state, parameter.name) : replica_name(at_.data, state, parameter.name),
           parameters_.state(s) + at);
     }
     if (apart_) add(replica_name(at_.data, "weight", parameter.name), parameters_.weights() + at);
@@ -214,14 +213,15 @@ std::string lost_of_rounds(const storage::CheckpointReader& checkpoint, const co
   const bool local = now.parallel.exchange == config::Exchange::Local;
   const Found found = find_replicas(checkpoint);
   if (found.replicas == 0 || (local && found.replicas == now.parallel.data)) return {};
-  const std::string here = local ? fmt::format("this run has {}", now.parallel.data)
-                                 : "this run has no local steps (parallel.exchange)";
+  const std::string here =
+      local ? fmt::format("this run has {}", now.parallel.data) : "this run has no local steps (parallel.exchange)";
   std::string lost = "each begins with the optimizer state of replica 0";
   if (found.apart) {
     const std::int64_t within = checkpoint.record().step % saved.parallel.local.steps;
-    lost = fmt::format("the run goes on from the model that all had {} step{} earlier, at the end of the last round, and "
-                       "with the optimizer state of replica 0",
-                       within, within == 1 ? "" : "s");
+    lost = fmt::format(
+        "the run goes on from the model that all had {} step{} earlier, at the end of the last round, and "
+        "with the optimizer state of replica 0",
+        within, within == 1 ? "" : "s");
   }
   return fmt::format("{} holds {} replica{} with local steps of their own, {}: {}", checkpoint.path(), found.replicas,
                      found.replicas == 1 ? "" : "s", here, lost);

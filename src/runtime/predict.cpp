@@ -161,8 +161,8 @@ class Predictor {
     const auto replicas = static_cast<double>(plan_.mesh.data);
     if (shared_.data) return plan::sum_seconds(costs_, gradients / replicas, plan_.mesh.data, true);
     const double whole = plan::sum_seconds(costs_, gradients, plan_.mesh.data, false);
-    const double last_bucket =
-        plan::sum_seconds(costs_, std::min(gradients, static_cast<double>(kBucketElements)), plan_.mesh.data, false);
+    const auto bucket = static_cast<double>(plan_.config.parallel.all_reduce.bucket_elements);
+    const double last_bucket = plan::sum_seconds(costs_, std::min(gradients, bucket), plan_.mesh.data, false);
     return std::max(last_bucket, whole - last_backward);
   }
 

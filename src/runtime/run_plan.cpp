@@ -4,6 +4,7 @@
 
 #include <set>
 
+#include "server_memory.hpp"
 #include "trainer/comm/communicator.hpp"
 #include "trainer/core/error.hpp"
 #include "trainer/optim/optimizer.hpp"
@@ -298,6 +299,7 @@ std::vector<std::int64_t> reduction_sizes(const RunPlan& plan, const plan::Local
 }
 
 std::string describe_place(const RunPlan& plan, std::int64_t rank) {
+  if (rank >= plan.mesh.size()) return fmt::format("server {}", rank - plan.mesh.size());
   const plan::Coordinates at = plan.mesh.coordinates(rank);
   const std::vector<StageId>& stages = plan.stages_of(at.pipeline);
   if (stages.size() == 1) return plan::to_string(at);
@@ -323,15 +325,20 @@ SharedGroups on_one_node(const RunPlan& plan, const plan::Coordinates& at) {
 }
 
 MemoryPrediction predict_memory(const RunPlan& plan, std::int64_t rank, int threads, std::size_t data_bytes) {
+  if (rank >= plan.mesh.size()) {
+    return predict_server_memory(plan, static_cast<int>(rank - plan.mesh.size()), data_bytes);
+  }
   const plan::Coordinates at = plan.mesh.coordinates(rank);
   const plan::LocalGraph local = plan::shard(plan.graph, plan.mesh.tensor, at.tensor);
   const ParameterLayout parameters = lay_out_parameters(plan, local, at);
   MemoryPrediction memory;
   memory.weights = parameters.weight_elements * sizeof(float);
-  memory.gradients = parameters.gradient_elements * sizeof(float);
+  memory.gradients = (parameters.delayed ? 2 : 1) * parameters.gradient_elements * sizeof(float);
   const std::size_t state =
       (parameters.shared ? parameters.state_elements : parameters.weight_elements) * sizeof(float);
-  const auto states = static_cast<std::size_t>(optim::make_optimizer(plan.config.optimizer)->state_count());
+  const bool served = plan.servers() > 0;  // servers hold the optimizer's state
+  const auto states =
+      served ? 0 : static_cast<std::size_t>(optim::make_optimizer(plan.config.optimizer)->state_count());
   memory.optimizer = state * states;
   const RoundsMemory rounds = rounds_memory(plan, parameters);
   memory.optimizer += rounds.models;
@@ -345,6 +352,7 @@ MemoryPrediction predict_memory(const RunPlan& plan, std::int64_t rank, int thre
                                                 static_cast<int>(plan.mesh.tensor), on_one_node(plan, at).tensor);
   const GradientMemory exchange = gradient_memory(plan, parameters, at);
   memory.communication = sums.own + sums.neighbours + exchange.own + exchange.neighbours + rounds.messages;
+  if (served) memory.communication += client_memory(plan, at);
   memory.elsewhere = sums.neighbours + exchange.neighbours;
   if (parameters.shared && at.data > 0) memory.elsewhere += memory.weights;
   if (on_one_node(plan, at).pipeline) {

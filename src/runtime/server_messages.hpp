@@ -28,11 +28,12 @@ struct ClockedBatch {
 struct ServerRequest {
   RequestKind kind = RequestKind::Pause;
   ClockedBatch pushed;
-  ClockedBatch next;      // of a pull
-  std::int64_t then = 0;  // 1: a pull follows the push without another request
-  double loss = 0;        // of the pushed batch: a sum over its targets
-  double targets = 0;     // that count
-  double scale = 1;       // ssp, async: what clipping multiplies the gradient with
+  ClockedBatch next;        // of a pull
+  std::int64_t then = 0;    // 1: a pull follows the push without another request
+  double loss = 0;          // of the pushed batch: a sum over its targets
+  double targets = 0;       // that count
+  double step_targets = 0;  // bsp: of all replicas' batches of this clock
+  double scale = 1;         // ssp, async: what clipping multiplies the gradient with
 };
 
 enum class ServerStatus : std::int64_t { Running, Diverged };

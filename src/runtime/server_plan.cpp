@@ -152,6 +152,8 @@ GradientPlaces gradient_places(const RunPlan& plan, const ServerPlan& servers, i
   GradientPlaces places;
   const Range range = servers.range(server);
   places.elements = range.size();
+  // Elsewhere each replica adds the uses of its own gradient, which is an update by itself.
+  if (plan.config.parallel.server.consistency != config::Consistency::Bsp) return places;
   for (std::size_t i = 0; i < servers.parts.size(); ++i) {
     const Range here = overlap(servers.parts[i].flat, range);
     const auto uses = static_cast<std::int64_t>(plan.uses(servers.parts[i].id).size());

@@ -2,15 +2,12 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
-#include <array>
 #include <chrono>
-#include <numeric>
 #include <optional>
 
+#include "run_end.hpp"
 #include "saver.hpp"
-#include "trainer/comm/topology.hpp"
-#include "trainer/runtime/agreement.hpp"
+#include "served_run.hpp"
 #include "trainer/runtime/time_split.hpp"
 #include "trainer/runtime/worker.hpp"
 
@@ -21,19 +18,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
-RankPass pass_of(const RankTimes& times) {
-  const double steps = 1e9 * static_cast<double>(times.steps);
-  RankPass pass;
-  for (const ActionLog::StageSum& stage : times.stages) {
-    const auto sum = std::accumulate(stage.nanoseconds.begin(), stage.nanoseconds.end(), std::int64_t{0});
-    if (sum == 0) continue;
-    pass.compute.push_back(stage_times(stage));
-    pass.busy += static_cast<double>(sum) / steps;
-  }
-  pass.whole = static_cast<double>(times.pass) / steps;
-  return pass;
-}
 
 class Run {
  public:
@@ -56,17 +40,15 @@ class Run {
 
   TrainResult go() {
     const auto started = Clock::now();
-    observer_ = std::make_unique<Observer>();
     // Messages of opening come before the observers that need to know where the run begins.
-    Pending pending;
+    PendingMessages pending;
     const std::int64_t done = saver_.open(worker_, options_.resume, pending);
-    agree(world_, [&] {
-      if (world_.rank() == 0 && options_.observers) observer_ = options_.observers(done, total_);
-    });
-    for (const std::string& text : pending.notes) observer_->note(text);
-    for (const std::string& text : pending.warnings) observer_->warning(text);
-    if (!saver_.enabled()) observer_->note("checkpoint.directory is not set: nothing will be saved");
-    if (done > 0) observer_->note(fmt::format("resuming after step {} from {}", done, saver_.last_path()));
+    observer_ = make_observers(world_, options_, saver_, pending, done, total_);
+    if (plan_.config.parallel.delayed_gradients) {
+      observer_->note(
+          "parallel.delayed_gradients: each step applies the gradients of the step before it (staleness 1); those of "
+          "the last step are computed, and kept in its checkpoint, but not applied");
+    }
 
     result_.first_step = done + 1;
     result_.last_step = done;
@@ -84,25 +66,14 @@ class Run {
       stopped = true;
       if (!due) save(step);
     }
+    worker_.finish_exchange();
     finish(stopped && result_.last_step < total_, clock);
     return std::move(result_);
   }
 
  private:
-  struct Pending : Observer {
-    std::vector<std::string> notes, warnings;
-    void note(std::string_view text) override { notes.emplace_back(text); }
-    void warning(std::string_view text) override { warnings.emplace_back(text); }
-  };
-
-  bool save_is_due(std::int64_t step) const {
-    const std::int64_t every = plan_.config.checkpoint.every_steps;
-    return step == total_ || (every > 0 && step % every == 0);
-  }
-  bool evaluation_is_due(std::int64_t step) const {
-    const std::int64_t every = plan_.config.training.eval_every;
-    return step == total_ || (every > 0 && step % every == 0);
-  }
+  bool save_is_due(std::int64_t step) const { return is_due(step, plan_.config.checkpoint.every_steps, total_); }
+  bool evaluation_is_due(std::int64_t step) const { return is_due(step, plan_.config.training.eval_every, total_); }
 
   bool wants_stop(Clock::time_point started) {
     if (options_.stop != nullptr && options_.stop->load(std::memory_order_relaxed)) return true;
@@ -189,6 +160,7 @@ class Run {
   void save(std::int64_t step) {
     if (!saver_.enabled()) return;
     const ActivitySpan span(&log_, Activity::Checkpoint, -1, step);
+    worker_.finish_exchange();
     saver_.save(worker_, step, *observer_);
   }
 
@@ -214,49 +186,13 @@ class Run {
   }
 
   void finish(bool interrupted, const comm::ClockSample& clock) {
-    const auto ranks = static_cast<std::size_t>(world_.size());
-    const auto mine = static_cast<std::size_t>(world_.rank());
-    const auto predicted = predict_memory(plan_, world_.rank(), pool_.threads(), data_.bytes());
-    const std::int64_t peak = comm::peak_resident_bytes();
     const std::size_t log_bytes = options_.trace ? log_.bytes() : 0;  // a usual one is in `fixed`
-    const std::array<double, 4> own{static_cast<double>(predicted.total() + log_bytes),
-                                    static_cast<double>(peak - options_.base_memory),
-                                    static_cast<double>(predicted.live_set()), static_cast<double>(peak)};
-    std::vector<double> facts(own.size() * ranks, 0.0);
-    std::copy(own.begin(), own.end(), facts.begin() + static_cast<std::ptrdiff_t>(own.size() * mine));
-    world_.sum(facts);
-    for (std::size_t r = 0; r < ranks; ++r) {
-      const double* of = facts.data() + own.size() * r;
-      result_.memory.push_back({of[0], of[1], of[2], of[3]});
-    }
-    gather_times(clock);
+    result_.memory = gather_memory(world_, predict_memory(plan_, world_.rank(), pool_.threads(), data_.bytes()),
+                                   log_bytes, options_.base_memory);
+    gather_times(world_, plan_, log_, times_, clock, pool_.threads(), options_, result_);
     result_.optimistic_updates = worker_.optimism().updates;
     result_.updates_taken_back = worker_.optimism().taken_back;
-    result_.checkpoint = saver_.last_path();
-    if (saver_.failed()) {
-      result_.code = ExitCode::Storage;
-      result_.message = "a checkpoint could not be saved: " + saver_.last_failure();
-    } else if (interrupted) {
-      result_.code = ExitCode::Interrupted;
-      const std::string reason =
-          limit_reached_ ? fmt::format("training.time_limit of {} s reached: stopped", plan_.config.training.time_limit)
-                         : "stopped on request";
-      result_.message = fmt::format(
-          "{} after step {} of {}; {}", reason, result_.last_step, total_,
-          saver_.enabled() ? "continue with --resume" : "nothing was saved, as checkpoint.directory is not set");
-    }
-  }
-
-  void gather_times(const comm::ClockSample& clock) {
-    if (result_.last_step < result_.first_step) return;
-    const std::vector<RankTimes> ranks = times_.gather_run();
-    const comm::ClockSample now = comm::measure_clock(world_, plan_.node_of_rank, steady_nanoseconds);
-    result_.timeline =
-        gather_timeline(world_, plan_, log_, clock, now, pool_.threads(), options_.trace ? &*options_.trace : nullptr);
-    if (world_.rank() != 0) return;
-    result_.splits = split_ranks(plan_, ranks);
-    if (result_.last_step == result_.first_step) return;
-    for (std::size_t r = 0; r < ranks.size(); ++r) result_.passes.push_back(pass_of(ranks[r]));
+    conclude(result_, saver_, plan_, total_, interrupted, limit_reached_);
   }
 
   comm::Communicator& world_;
@@ -282,6 +218,7 @@ TrainResult train(comm::Communicator& world, const RunPlan& plan, const storage:
                   storage::FileSystem& files, const TrainOptions& options) {
   Saver saver(world, plan, data, files, options.build);
   saver.claim(options.resume, options.overwrite);
+  if (plan.servers() > 0) return train_served(world, plan, data, saver, options);
   return Run(world, plan, data, saver, options).go();
 }
 

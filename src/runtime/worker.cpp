@@ -79,14 +79,17 @@ Worker::Worker(comm::Communicator& world, const RunPlan& plan, const storage::Da
                       : std::llround(config.training.epochs * static_cast<double>(split_.training));
 
   tensor_ranks_ = world.split(group_color(at_.pipeline, at_.data, plan.mesh.data), static_cast<int>(at_.tensor));
-  data_ranks_ = world.split(group_color(at_.pipeline, at_.tensor, plan.mesh.tensor), static_cast<int>(at_.data));
+  const bool apart = plan.servers() > 0;
+  data_ranks_ = world.split(apart ? world.rank() : group_color(at_.pipeline, at_.tensor, plan.mesh.tensor),
+                            static_cast<int>(at_.data));
   pipeline_ranks_ = world.split(group_color(at_.data, at_.tensor, plan.mesh.tensor), static_cast<int>(at_.pipeline));
   std::int64_t most = 0;
   for (const std::int64_t size : reduction_sizes(plan, local_, at_.pipeline)) most = std::max(most, size);
   tensor_ = std::make_unique<TensorGroup>(*tensor_ranks_, most, log);
 
   optimizer_ = optim::make_optimizer(config.optimizer);
-  parameters_ = std::make_unique<Parameters>(lay_out_parameters(plan, local_, at_), training, optimizer_->state_count(),
+  parameters_ = std::make_unique<Parameters>(lay_out_parameters(plan, local_, at_), training,
+                                             apart ? 0 : optimizer_->state_count(),
                                              plan.shares_weights() ? data_ranks_.get() : nullptr);
 
   const auto prepare = [&](bool trains) {
@@ -106,15 +109,22 @@ Worker::Worker(comm::Communicator& world, const RunPlan& plan, const storage::Da
   if (training) wire(*training_, plan.training, plan.training_slots, 0);
   wire(*forward_only_, plan.forward_only, plan.forward_only_slots, 1);
   if (training) {
-    sync_ = std::make_unique<GradientSync>(plan, at_, *parameters_, pool, *data_ranks_, *pipeline_ranks_, log);
+    if (config.parallel.delayed_gradients) {
+      delayed_ = std::make_unique<DelayedGradients>(plan, at_, *parameters_, pool, *data_ranks_, *pipeline_ranks_, log);
+      wait_progress_.emplace([this] { delayed_->progress(); });
+    } else {
+      sync_ = std::make_unique<GradientSync>(plan, at_, *parameters_, pool, *data_ranks_, *pipeline_ranks_, log);
+    }
     training_->set_progress([this] {
-      sync_->progress();
+      if (sync_) sync_->progress();
+      if (delayed_) delayed_->progress();
       messages_->progress();
       if (optimistic_) optimistic_->progress();
     });
   }
   batches_ = std::make_unique<BatchSource>(data, split_, config.training.seed, at_.data, plan.mesh.data,
                                            config.training.micro_batches);
+  if (apart) own_batches_.emplace(data, split_, config.training.seed, 0, 1, config.training.micro_batches);
   const std::vector<double>& delays = config.parallel.injected_delay;
   if (!delays.empty()) sample_delay_ = delays[static_cast<std::size_t>(at_.data)];
   agreement_.resize(plan.graph.parameters.size() + 3);
@@ -185,6 +195,7 @@ bool Worker::load(const storage::CheckpointReader& checkpoint) {
     }
   }
   if (sync_ && sync_->compressed()) sync_->compressed()->load(checkpoint);
+  if (delayed_) load_delayed(checkpoint);
   if (rounds_) rounds_->load(checkpoint);
   return complete;
 }
@@ -205,6 +216,7 @@ std::vector<storage::Piece> Worker::pieces() const {
       }
     }
   }
+  if (delayed_) add_delayed_pieces(pieces);
   if (sync_ && sync_->compressed()) {
     const std::vector<storage::Piece> more = sync_->compressed()->pieces();
     pieces.insert(pieces.end(), more.begin(), more.end());
@@ -240,7 +252,7 @@ void Worker::measure_norms() {
     if (!held.counted) continue;
     double squares = 0;
     for (const Piece& piece : held.share) {
-      const float* gradient = parameters_->gradients() + held.gradients.front() + piece.begin;
+      const float* gradient = parameters_->applied_gradients() + held.gradients.front() + piece.begin;
       squares += optim::sum_of_squares(pool_, {gradient, static_cast<std::size_t>(piece.box.elements())},
                                        norm_scratch_.data());
     }
@@ -254,14 +266,39 @@ PassResult Worker::pass(std::int64_t step, const std::function<bool()>& go_on) {
     const ActivitySpan data(log_, Activity::Data);
     batches_->set(batch);
   }
+  const config::Parallel& parallel = plan_.config.parallel;
+  const double gradients = parallel.all_reduce.sum ? static_cast<double>(plan_.mesh.data) : 1.0;
   const PassRequest request{.seed = plan_.config.training.seed,
                             .training = true,
-                            .loss_scale = 1.0 / targets_of(batch_of_means(step)),
+                            .loss_scale = gradients / targets_of(batch_of_means(step)),
                             .count_hits = false,
                             .sample_delay = sample_delay_,
                             .go_on = go_on};
-  sync_->begin_step(step);
-  return training_->executor->run(*batches_, request, sync_.get());
+  GradientSync& sync = delayed_ ? delayed_->begin_pass(step) : *sync_;
+  if (!delayed_) sync.begin_step(step);
+  return training_->executor->run(*batches_, request, &sync);
+}
+
+double Worker::compute_gradients(const GlobalBatch& batch, double scale, bool add_uses) {
+  {
+    const ActivitySpan data(log_, Activity::Data);
+    own_batches_->set(batch);
+  }
+  const PassRequest request{.seed = plan_.config.training.seed, .loss_scale = scale, .sample_delay = sample_delay_};
+  const PassResult pass = training_->executor->run(*own_batches_, request, nullptr);
+  if (add_uses) sync_->finish_tied();
+  return at_.tensor == 0 ? pass.loss : 0.0;
+}
+
+double Worker::gradient_squares() {
+  const ActivitySpan norms(log_, Activity::Optimizer);
+  double squares = 0;
+  for (const HeldParameter& held : parameters_->layout().held) {
+    if (!held.counted) continue;
+    const float* gradient = parameters_->gradients() + held.gradients.front();
+    squares += optim::sum_of_squares(pool_, {gradient, static_cast<std::size_t>(held.elements)}, norm_scratch_.data());
+  }
+  return squares;
 }
 
 StepOutcome Worker::outcome_of(std::int64_t step) const {
@@ -313,8 +350,16 @@ void Worker::repair(const StepOutcome& outcome) {
   if (!is_finite(outcome)) diverge(outcome.step, outcome.loss, outcome.grad_norm);
 }
 
+void Worker::agree_on(const PassResult& pass, bool stop, double sent_bytes) {
+  const std::size_t parameters = plan_.graph.parameters.size();
+  agreement_[parameters] = at_.tensor == 0 ? pass.loss : 0.0;
+  agreement_[parameters + 1] = stop ? 1.0 : 0.0;
+  agreement_[parameters + 2] = sent_bytes;
+}
+
 StepResult Worker::step(std::int64_t step, bool stop, bool settle) {
   const ActivitySpan whole(log_, Activity::Step, -1, step);
+  if (delayed_) return delayed_step(step, stop);
   if (rounds_) return local_step(step, stop, settle);
   StepResult result;
   const std::int64_t sent_before = sync_->sent_bytes();
@@ -336,10 +381,7 @@ StepResult Worker::step(std::int64_t step, bool stop, bool settle) {
     const ActivitySpan norms(log_, Activity::Optimizer);
     measure_norms();
   }
-  const std::size_t parameters = plan_.graph.parameters.size();
-  agreement_[parameters] = at_.tensor == 0 ? pass.loss : 0.0;
-  agreement_[parameters + 1] = stop ? 1.0 : 0.0;
-  agreement_[parameters + 2] = static_cast<double>(sync_->sent_bytes() - sent_before);
+  agree_on(pass, stop, static_cast<double>(sync_->sent_bytes() - sent_before));
   StepOutcome outcome;
   if (optimistic_ && !settle && optimistic_->promising()) {
     std::copy(agreement_.begin(), agreement_.end(), optimistic_->terms().begin());
@@ -401,11 +443,10 @@ void Worker::diverge(std::int64_t step, double loss, double grad_norm, const std
     const auto p = static_cast<std::size_t>(-first[1]);
     if (p < parameters) where += fmt::format(", in {} first", plan_.graph.parameters[p].name);
   }
-  throw AgreedError(
-      ExitCode::Diverged,
-      fmt::format("step {}: diverged{}: the loss is {} and the gradient norm {}; {}. {}. A lower "
-                  "optimizer.learning_rate, more warm-up or training.gradient_clip usually helps",
-                  step, who, readable(loss), readable(grad_norm), where, since));
+  throw AgreedError(ExitCode::Diverged,
+                    fmt::format("step {}: diverged{}: the loss is {} and the gradient norm {}; {}. {}. A lower "
+                                "optimizer.learning_rate, more warm-up or training.gradient_clip usually helps",
+                                step, who, readable(loss), readable(grad_norm), where, since));
 }
 
 std::optional<EvaluationReport> Worker::evaluate(std::int64_t step, const std::function<bool()>& stop) {

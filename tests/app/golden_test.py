@@ -27,7 +27,7 @@ def cases(folder):
     tiny = ["--checkpoint", str(folder / "run")]
     return {
         "help": ["--help"], "version": ["--version"], "help_keys": ["--help-keys"],
-        **{f"help_{name}": [name, "--help"] for name in ("export", "generate", "eval", "inspect", "schedule", "report", "profile",
+        **{f"help_{name}": [name, "--help"] for name in ("export", "generate", "eval", "inspect", "schedule", "report", "status", "replay", "profile",
                                                            "sweep", "plan")},
         "dry_run_1": [*GPT, "--dry-run", "--ranks", "1"],
         "dry_run_4": [*GPT, "--dry-run", "--ranks", "4", *MESH],
@@ -79,6 +79,8 @@ def cases(folder):
         **schedules(folder), **plans(folder),
         "report": ["report", str(folder / "run")], "report_nowhere": ["report", str(folder / "nowhere")],
         "report_empty": ["report", "configs"], "report_nothing": ["report"],
+        "status_nothing": ["status"], "status_nowhere": ["status", str(folder / "nowhere")],
+        "status_empty": ["status", "configs"], "status_stepped": ["status", str(folder / "run")],
         "wrong_trace_steps": [*GPT, "--trace", "t.json", "--trace-steps", "5:2"],
         "late_trace_steps": [*GPT, "--trace", "t.json", "--trace-steps", "5000:", "--dry-run"],
         "no_config": [], "no_file": ["--config", "nowhere.json"],

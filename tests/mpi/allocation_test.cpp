@@ -24,6 +24,7 @@ std::int64_t allocations_in_steps(comm::Communicator& world, const std::string& 
   for (std::int64_t step = 3; step <= 12; ++step) worker.step(step, false, settle);
   const std::int64_t after = app::allocation_count();
   worker.step(13, false, true);
+  worker.finish_exchange();
   CHECK(!log.kept().empty());
   return after - before;
 }
@@ -57,6 +58,14 @@ TEST_CASE("a steady-state step allocates nothing") {
     CHECK(allocations_in_steps(world, "gpt tied",
                                {"parallel.data=" + std::to_string(world.size()), "training.micro_batches=2",
                                 "parallel.compression.type=" + type, "parallel.compression.min_elements=100"}) == 0);
+  }
+  for (const std::string more : {"all_reduce.algorithm=direct", "all_reduce.algorithm=ring",
+                                 "all_reduce.algorithm=tree", "all_reduce.algorithm=hierarchy",
+                                 "all_reduce.algorithm=mpi", "all_reduce.wire=bfloat16", "delayed_gradients=true"}) {
+    CAPTURE(more);
+    CHECK(allocations_in_steps(world, "gpt tied",
+                               {"parallel.data=" + std::to_string(world.size()), "training.micro_batches=2",
+                                "parallel.all_reduce.bucket_elements=1000", "parallel." + more}) == 0);
   }
   // The counter counts.
   const std::int64_t before = app::allocation_count();

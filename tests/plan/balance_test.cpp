@@ -66,8 +66,8 @@ TEST_CASE("who is four times slower gets a quarter, and who is as fast as much")
 TEST_CASE("noise moves nothing, a difference does") {
   const Shares even{4, 4};
   CHECK(rebalanced(std::vector{1.0, 1.04}, even, 0, 0.05) == even);
-  CHECK(rebalanced(std::vector{1.0, 1.25}, even, 0, 0.05) == even);   // 5 · 1.0 and 3 · 1.25 take as long as 4 · 1.25
-  CHECK(rebalanced(std::vector{1.0, 1.3}, even, 0, 0.05) == even);    // 4% better
+  CHECK(rebalanced(std::vector{1.0, 1.25}, even, 0, 0.05) == even);  // 5 · 1.0 and 3 · 1.25 take as long as 4 · 1.25
+  CHECK(rebalanced(std::vector{1.0, 1.3}, even, 0, 0.05) == even);   // 4% better
   CHECK(rebalanced(std::vector{1.0, 1.35}, even, 0, 0.05) == Shares{5, 3});
   // And back only when it is as clear.
   const Shares uneven{5, 3};

@@ -134,8 +134,8 @@ Told run(const test::Case& c) {
       CHECK(result.now->step == step);
     }
     const float* weights = worker.parameters().weights();
-    told.weights[static_cast<std::size_t>(world.rank())].assign(
-        weights, weights + worker.parameters().layout().weight_elements);
+    told.weights[static_cast<std::size_t>(world.rank())].assign(weights,
+                                                                weights + worker.parameters().layout().weight_elements);
   });
   return told;
 }
@@ -269,10 +269,8 @@ TEST_CASE("neither stage cut, schedule, threads nor nodes change a bit of rounds
 
 TEST_CASE("interrupted within a round and resumed, a run has the bits of one that was not") {
   be_patient();
-  for (const auto& [model, data, pipeline, tensor] : {std::tuple{"mlp", 3, 1, 1},
-                                                      {"gpt tied", 2, 2, 1},
-                                                      {"sequential", 2, 1, 2},
-                                                      {"gpt dropout", 1, 2, 1}}) {
+  for (const auto& [model, data, pipeline, tensor] :
+       {std::tuple{"mlp", 3, 1, 1}, {"gpt tied", 2, 2, 1}, {"sequential", 2, 1, 2}, {"gpt dropout", 1, 2, 1}}) {
     for (const std::string& rounds : {rounds_of(7), rounds_of(4, 1, 0), rounds_of(30, 0.6, 0.8, false)}) {
       const test::Folder whole("rounds-whole"), cut("rounds-cut");
       const test::Case undisturbed = local_case(model, data, pipeline, tensor, rounds);
@@ -363,9 +361,10 @@ TEST_CASE("other replicas and other exchanges go on from the last round's model,
   CHECK(nothing.empty());
   const auto [two, fewer] = begun(local_case("gpt tied", 2, 1, 1, rounds_of(6) + steps));
   CHECK(two == saved.at(name));
-  CHECK(fewer.ends_with("holds 3 replicas with local steps of their own, this run has 2: the run goes on from the model "
-                        "that all had 4 steps earlier, at the end of the last round, and with the optimizer state of "
-                        "replica 0"));
+  CHECK(
+      fewer.ends_with("holds 3 replicas with local steps of their own, this run has 2: the run goes on from the model "
+                      "that all had 4 steps earlier, at the end of the last round, and with the optimizer state of "
+                      "replica 0"));
   const auto [summed, other] = begun(local_case("gpt tied", 1, 1, 1, steps.substr(1)));
   CHECK(summed == saved.at(name));
   CHECK(other.find("this run has no local steps (parallel.exchange): the run goes on from") != std::string::npos);
@@ -381,8 +380,8 @@ TEST_CASE("a replica that diverges is named, with the step, when the round ends"
   be_patient();
   for (const auto& [data, pipeline] : {std::pair{2, 1}, {3, 2}}) {
     // Rounds as long as the run, so that only meetings could tell; nothing is due before.
-    const test::Case c = local_case("mlp", data, pipeline, 1,
-                                    rounds_of(100) + ";optimizer.learning_rate=1e12;training.gradient_clip=0");
+    const test::Case c =
+        local_case("mlp", data, pipeline, 1, rounds_of(100) + ";optimizer.learning_rate=1e12;training.gradient_clip=0");
     const test::Folder folder("rounds-diverged");
     std::string message;
     try {
@@ -409,8 +408,8 @@ TEST_CASE("bytes are those of a sum of the weights a round, and a replica withou
   const auto layout = runtime::lay_out_parameters(plan, plan::shard(plan.graph, 1, 0), {0, 0, 0});
   double round = 0;
   for (int r = 0; r < 3; ++r) {
-    round += static_cast<double>(comm::Communicator::all_reduce_sent_bytes(
-        static_cast<std::int64_t>(layout.weight_elements), 3, r));
+    round += static_cast<double>(
+        comm::Communicator::all_reduce_sent_bytes(static_cast<std::int64_t>(layout.weight_elements), 3, r));
   }
   CHECK(heard.result.exchange_bytes == 4 * round);  // 6, 12, 18, 20
   for (const StepReport& report : heard.steps) {
@@ -419,8 +418,9 @@ TEST_CASE("bytes are those of a sum of the weights a round, and a replica withou
   }
   // 106 samples of 24 a step: the last batch has 10, all of them replica 0's.
   const test::Case partial = local_case("mlp", 2, 1, 1,
-                                        rounds_of(4) + ";training.steps=0;training.epochs=1.104;"
-                                                       "checkpoint.every_steps=1;checkpoint.keep=9");
+                                        rounds_of(4) +
+                                            ";training.steps=0;training.epochs=1.104;"
+                                            "checkpoint.every_steps=1;checkpoint.keep=9");
   const test::Heard rest = travel(folder, partial);
   CHECK(rest.losses.size() == 5);
   CHECK(std::isfinite(rest.losses.back()));

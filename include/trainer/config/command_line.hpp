@@ -108,6 +108,19 @@ struct ReportCommand {
   std::string directory;
   std::string output;  // "": report.html in the directory; "-": stdout
 };
+/// What a served run is doing.
+struct StatusCommand {
+  std::string directory;
+  bool watch = false;  // again every second, until the run ends
+};
+/// Does again, on one replica, what the servers of a run did.
+struct ReplayCommand {
+  std::string directory;
+  std::string checkpoint;  // where to begin; "": at the beginning
+  std::string output;      // directory of the checkpoint to write
+  bool overwrite = false;
+  int threads = 0;
+};
 /// --help, --version or a usage error: what to print and where, and the code to leave with.
 struct Leave {
   ExitCode code = ExitCode::Done;
@@ -115,8 +128,9 @@ struct Leave {
   std::string err;  // to stderr
 };
 
-using Command = std::variant<TrainCommand, ExportCommand, GenerateCommand, EvalCommand, InspectCommand, ScheduleCommand,
-                             ProfileCommand, PlanCommand, ReportCommand, SweepCommand, Leave>;
+using Command =
+    std::variant<TrainCommand, ExportCommand, GenerateCommand, EvalCommand, InspectCommand, ScheduleCommand,
+                 ProfileCommand, PlanCommand, ReportCommand, SweepCommand, StatusCommand, ReplayCommand, Leave>;
 
 /// Never throws for bad input: that is a Leave with code Usage.
 Command parse_command_line(int argc, const char* const* argv);

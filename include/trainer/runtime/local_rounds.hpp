@@ -37,9 +37,9 @@ struct RoundStep {
 ///
 /// θ is the model at the end of the last round; every replica holds it, and u, the momentum of the outer optimizer
 /// (optim/outer_step.hpp), beside its own weights, which equal θ between rounds. Rounds end at multiples of
-/// parallel.local.steps and with the last step of the run. Nothing passes between replicas within a round, so what their
-/// steps gave is kept here until all ranks meet: at the end of the round, or earlier where something is due (a save, an
-/// evaluation), which changes no bit.
+/// parallel.local.steps and with the last step of the run. Nothing passes between replicas within a round, so what
+/// their steps gave is kept here until all ranks meet: at the end of the round, or earlier where something is due (a
+/// save, an evaluation), which changes no bit.
 ///
 /// In checkpoints the usual names hold θ and replica 0's optimizer state: a whole model for every layout and exchange.
 /// "optimizer.local.outer_momentum.NAME" is u, "optimizer.local.R.STATE.NAME" the state of replica R > 0, and within a
@@ -115,11 +115,11 @@ class LocalRounds {
   const bool speaks_;  // of its replica's ranks: the one whose numbers count in a meeting
   Buffer theta_, momentum_;
   std::unique_ptr<comm::AllReduce> sum_;  // of the weights, in place
-  std::int64_t sum_bytes_ = 0;  // that this rank sends for it
+  std::int64_t sum_bytes_ = 0;            // that this rank sends for it
   bool apart_ = false, failed_ = false, stop_ = false;
-  std::vector<LocalStep> mine_;   // since the last meeting
+  std::vector<LocalStep> mine_;  // since the last meeting
   std::vector<RoundStep> agreed_;
-  std::vector<double> numbers_;   // of a meeting: two a step, then stop and bytes
+  std::vector<double> numbers_;  // of a meeting: two a step, then stop and bytes
 };
 
 /// Bytes that rounds take on one rank beside the weights: θ and u; and for the sum over replicas.

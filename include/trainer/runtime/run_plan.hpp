@@ -133,7 +133,4 @@ struct RankLayouts {
 RankLayouts rank_layouts(const RunPlan& plan, const plan::LocalGraph& local, std::int64_t pipeline_rank, int threads,
                          bool training);
 
-/// Elements of a rank's gradient memory that one data-parallel bucket may have.
-inline constexpr std::int64_t kBucketElements = std::int64_t{1} << 20;
-
 }  // namespace trainer::runtime

@@ -59,7 +59,8 @@ Range blocks_of(const ServerPlan& plan, Range flat);
 /// The elements of a block.
 Range block_range(const ServerPlan& plan, std::int64_t block);
 
-/// Gradients of the further uses of tied parameters have places of their own on a server, behind its range.
+/// bsp: gradients of the further uses of tied parameters have places of their own on a server, behind its range, as
+/// replicas are added before uses. In ssp and async a replica adds its uses, and sends the sum.
 struct TiedArea {
   std::int64_t part = 0;
   std::int64_t use = 0;    // from 1

@@ -10,6 +10,7 @@
 
 #include "trainer/comm/communicator.hpp"
 #include "trainer/core/observer.hpp"
+#include "trainer/runtime/delayed_gradients.hpp"
 #include "trainer/runtime/executor.hpp"
 #include "trainer/runtime/local_rounds.hpp"
 #include "trainer/runtime/optimistic_step.hpp"
@@ -32,9 +33,9 @@ struct StepOutcome {
 
 /// What one call of Worker::step has settled, in this order.
 struct StepResult {
-  std::optional<StepOutcome> before;  // of the step before, which was left open
+  std::optional<StepOutcome> before;        // of the step before, which was left open
   std::span<const StepOutcome> round = {};  // of a round's steps, which were left open; valid until the next call
-  std::optional<StepOutcome> now;     // nothing: the step is open; or it was not made, as `before` says to stop
+  std::optional<StepOutcome> now;           // nothing: the step is open; or it was not made, as `before` says to stop
 };
 
 class Worker : public SavedState {
@@ -63,10 +64,28 @@ class Worker : public SavedState {
     std::int64_t updates = 0, taken_back = 0;
   };
   const Optimism& optimism() const { return optimism_; }
+  /// With parallel.delayed_gradients, before pieces() and at the end of a run: waits for the sum of the last pass's
+  /// gradients, so that it can be saved. Changes no bit of what follows. Collective; nothing where gradients are not
+  /// delayed.
+  void finish_exchange();
   /// Mean loss (and accuracy for classes) over the held-out samples. Collective. With `stop`,
   /// nothing when it returned true on any rank before the last batch. Within a round of local steps it is that of the
   /// model with which the round began.
   std::optional<EvaluationReport> evaluate(std::int64_t step, const std::function<bool()>& stop = {});
+
+  // For runs whose replicas are apart, each with batches and gradients of its own (plan.servers() > 0).
+
+  /// Gradients of one batch of this replica by itself, each use of a parameter in its own place; with `add_uses` those
+  /// of tied ones are added, as after step(). `batch`: the replica's own positions of the stream; `scale`: of the
+  /// loss's gradient. Returns the sum of the losses as far as this rank has it. Collective over the replica.
+  double compute_gradients(const GlobalBatch& batch, double scale, bool add_uses);
+  /// After it with `add_uses`: Σ g² of the parameters that this rank speaks for, in their global order.
+  double gradient_squares();
+  /// What the loss of a batch is divided by: its targets that count (for real targets, their values).
+  double targets_of(const GlobalBatch& batch) const;
+  GlobalBatch training_batch(std::int64_t step) const;
+  /// Positions of the stream from here on are padding.
+  std::int64_t sample_limit() const { return sample_limit_; }
 
   const storage::Split& split() const { return split_; }
   std::int64_t total_steps() const { return total_steps_; }
@@ -78,13 +97,16 @@ class Worker : public SavedState {
   struct Program;  // layouts, their runners and executor
   void wire(Program& program, const schedule::Schedule& schedule, const std::vector<schedule::StageSlots>& slots,
             int channel);
-  GlobalBatch training_batch(std::int64_t step) const;
   /// What this rank's loss and gradient are means over: the global batch, or the replica's share of it.
   GlobalBatch batch_of_means(std::int64_t step) const;
-  double targets_of(const GlobalBatch& batch) const;
   /// [stage] world ranks of this replica and tensor place.
   std::vector<int> stage_ranks() const;
   void measure_norms();
+  /// This rank's terms beside the norms.
+  void agree_on(const PassResult& pass, bool stop, double sent_bytes);
+  StepResult delayed_step(std::int64_t step, bool stop);
+  void load_delayed(const storage::CheckpointReader& checkpoint);
+  void add_delayed_pieces(std::vector<storage::Piece>& pieces) const;
   PassResult pass(std::int64_t step, const std::function<bool()>& go_on = {});
   /// From the sums of all ranks, in agreement_.
   StepOutcome outcome_of(std::int64_t step) const;
@@ -122,11 +144,13 @@ class Worker : public SavedState {
   Buffer arena_;
   std::unique_ptr<StageMessages> messages_;
   std::unique_ptr<Program> training_, forward_only_;
-  std::unique_ptr<GradientSync> sync_;
+  std::unique_ptr<GradientSync> sync_;         // null where gradients are delayed
+  std::unique_ptr<DelayedGradients> delayed_;  // null where they are not
   std::unique_ptr<BatchSource> batches_;
+  std::optional<BatchSource> own_batches_;      // where replicas are apart
   std::unique_ptr<OptimisticStep> optimistic_;  // null: the plain way
   std::optional<comm::WaitProgress> wait_progress_;
-  StepOutcome confirmed_;  // by the last confirm()
+  StepOutcome confirmed_;                // by the last confirm()
   std::unique_ptr<LocalRounds> rounds_;  // null: replicas exchange gradients
   std::vector<StepOutcome> round_outcomes_;
   Optimism optimism_;

@@ -1,0 +1,137 @@
+#include "replica_watch.hpp"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+
+namespace trainer::runtime {
+
+namespace {
+
+// Of a new measurement in what is shown of a replica's speed.
+constexpr double kNewShare = 0.3;
+
+}  // namespace
+
+ReplicaWatch::ReplicaWatch(const plan::Mesh& mesh, int servers, double timeout)
+    : mesh_(mesh),
+      timeout_(timeout),
+      replicas_(static_cast<std::size_t>(mesh.data)),
+      servers_(static_cast<std::size_t>(servers)) {}
+
+void ReplicaWatch::begin(double now) {
+  for (Replica& replica : replicas_) {
+    replica.heard = now;
+    replica.works = replica.waits = false;
+  }
+  std::fill(servers_.begin(), servers_.end(), now);
+}
+
+void ReplicaWatch::given(int r, const StreamBatch& batch, std::int64_t clock, double now) {
+  Replica& replica = at(r);
+  replica.batch = batch;
+  replica.works = true;
+  replica.clock = clock;
+  replica.since = now;
+}
+
+void ReplicaWatch::reported(int r, bool counts, double now) {
+  Replica& replica = at(r);
+  const double pace = (now - replica.since) / static_cast<double>(std::max<std::int64_t>(1, replica.batch.size));
+  double& known = replica.seconds_per_sample;
+  known = known == 0 ? pace : (1 - kNewShare) * known + kNewShare * pace;
+  replica.works = false;
+  if (!counts) {
+    ++replica.dropped;
+    return;
+  }
+  ++replica.batches;
+  replica.samples += replica.batch.size;
+}
+
+void ReplicaWatch::waits(int r, bool waits, double now) {
+  at(r).waits = waits;
+  heard(r, now);
+}
+
+void ReplicaWatch::heard(int r, double now) { at(r).heard = now; }
+
+void ReplicaWatch::pulled(int r, std::int64_t version, double now) {
+  at(r).pulled = version;
+  heard(r, now);
+}
+
+void ReplicaWatch::server_heard(int server, double now) { servers_[static_cast<std::size_t>(server)] = now; }
+
+std::string ReplicaWatch::ranks_of(std::size_t r) const {
+  std::vector<std::int64_t> ranks;
+  for (std::int64_t p = 0; p < mesh_.pipeline; ++p) {
+    for (std::int64_t t = 0; t < mesh_.tensor; ++t) {
+      ranks.push_back(mesh_.rank({.data = static_cast<std::int64_t>(r), .pipeline = p, .tensor = t}));
+    }
+  }
+  return ranks.size() == 1 ? fmt::format("rank {}", ranks.front()) : fmt::format("ranks {}", fmt::join(ranks, ", "));
+}
+
+std::string ReplicaWatch::silent(const std::vector<bool>& parked, double now) const {
+  constexpr const char* kEnd =
+      "longer than parallel.timeout ({} s) allows: it is stopped, hangs, or a batch takes it "
+      "longer than that; the run ends, and goes on from its newest checkpoint with --resume";
+  // A replica waits for a silent server, so servers come first.
+  for (std::size_t s = 1; s < servers_.size(); ++s) {
+    const double silence = now - servers_[s];
+    if (silence <= timeout_) continue;
+    return fmt::format("server {} (rank {}) has been silent for {:.1f} s, {}", s,
+                       mesh_.size() + static_cast<std::int64_t>(s), silence, fmt::format(kEnd, timeout_));
+  }
+  for (std::size_t r = 0; r < replicas_.size(); ++r) {
+    const Replica& replica = replicas_[r];
+    const double silence = now - replica.heard;
+    if (replica.waits || parked[r] || silence <= timeout_) continue;
+    std::string held = "it holds no batch";
+    if (replica.works) {
+      held = fmt::format("it holds samples {} to {} (clock {}{})", replica.batch.first,
+                         replica.batch.first + replica.batch.size - 1, replica.clock,
+                         replica.batch.task > 0 ? fmt::format(", task {}", replica.batch.task) : "");
+    }
+    return fmt::format("replica {} ({}) has been silent for {:.1f} s, {}; {}", r, ranks_of(r), silence,
+                       fmt::format(kEnd, timeout_), held);
+  }
+  return "";
+}
+
+void ReplicaWatch::fill(observe::RunStatus& status, const std::vector<bool>& parked, std::int64_t version,
+                        const TaskBook* tasks, double now) const {
+  status.replicas.clear();
+  for (std::size_t r = 0; r < replicas_.size(); ++r) {
+    const Replica& replica = replicas_[r];
+    observe::RunStatus::Replica row;
+    row.rank = static_cast<int>(mesh_.rank({.data = static_cast<std::int64_t>(r)}));
+    const bool idle = replica.waits || parked[r];
+    row.heard = idle ? 0 : now - replica.heard;
+    row.doing = idle                                       ? "waiting"
+                : row.heard > std::min(timeout_ / 2, 10.0) ? "silent"
+                : replica.works                            ? "computing"
+                                                           : "pushing";
+    if (replica.works) {
+      row.first = replica.batch.first;
+      row.count = replica.batch.size;
+      row.task = std::max<std::int64_t>(0, replica.batch.task);
+      row.staleness = std::max<std::int64_t>(0, version - replica.pulled);
+    }
+    row.clock = replica.clock;
+    row.batches = replica.batches;
+    row.samples = replica.samples;
+    row.dropped = replica.dropped;
+    if (replica.seconds_per_sample > 0) row.samples_per_second = 1 / replica.seconds_per_sample;
+    if (tasks != nullptr) {
+      const TaskRow task = tasks->row(static_cast<int>(r));
+      row.task_left = task.left;
+      row.taken = task.taken;
+    }
+    status.replicas.push_back(std::move(row));
+  }
+}
+
+}  // namespace trainer::runtime
