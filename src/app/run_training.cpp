@@ -75,7 +75,6 @@ void refuse_unbuilt(const config::Parallel& p) {
   const auto refuse = [](const char* what) {
     throw Error(ExitCode::Usage, fmt::format("{}: not in this version", what));
   };
-  if (p.tasks) refuse("parallel.tasks");
   if (p.balance == config::Balance::Auto) refuse("parallel.balance \"auto\"");
 }
 

@@ -9,6 +9,8 @@
 #include "parameter_server.hpp"
 #include "run_end.hpp"
 #include "served_replica.hpp"
+#include "served_state.hpp"
+#include "served_status.hpp"
 #include "trainer/core/error.hpp"
 #include "trainer/runtime/agreement.hpp"
 
@@ -105,6 +107,7 @@ class MeshSide {
     PendingMessages pending;
     const std::int64_t done = run_.saver.open(state, run_.options.resume, pending);
     observer_ = make_observers(run_.world, run_.options, run_.saver, pending, done, run_.total);
+    agree(run_.world, [] {});  // servers open their logs
     result_.first_step = done + 1;
     result_.last_step = done;
     const comm::ClockSample clock = comm::measure_clock(mesh_, run_.plan.node_of_rank, steady_nanoseconds);
@@ -210,31 +213,35 @@ class ServerSide {
         pool_(run.options.threads, run.options.spin),
         store_(run.plan, run.servers, run.side->rank(), pool_),
         server_(*run.ranks, run.plan, run.servers, run.side->rank(), store_, run.total) {
-    if (run.side->rank() != 0) return;
-    const config::Parallel& parallel = run.plan.config.parallel;
-    const auto replicas = static_cast<int>(parallel.data);
-    const std::int64_t size = run.plan.config.training.batch_size / parallel.data;
-    book_ = parallel.server.consistency == config::Consistency::Bsp
-                ? make_step_book(replicas, static_cast<int>(parallel.server.backup), size)
-                : make_stream_book(replicas, size);
-    coordinator_ = std::make_unique<Coordinator>(*run.ranks, run.plan, *book_, run.total, run.options.stop);
-    server_.stepped = [this](const StepRecord& record) { coordinator_->stepped(record); };
-    server_.diverged = [this](const StepRecord& record) { coordinator_->diverged(record); };
+    if (run.side->rank() == 0) make_coordinator();
+    state_ = std::make_unique<ServedState>(run.plan, run.side->rank(), store_, book_.get());
+    server_.done = [this](const ServerOperation& operation) { see(operation); };
   }
 
   TrainResult go() {
+    if (!status_) return run();
+    try {
+      TrainResult result = run();
+      const bool done = result.code == ExitCode::Done;
+      const bool stopped = result.code == ExitCode::Interrupted;
+      status_->end(done ? "done" : stopped ? "interrupted" : "failed", result.code, result.message, result.last_step);
+      return result;
+    } catch (const Error& error) {
+      status_->end("failed", error.code(), error.what(), coordinator_->step());
+      throw;
+    }
+  }
+
+ private:
+  TrainResult run() {
     PendingMessages pending;
-    const std::int64_t done = run_.saver.open(store_, run_.options.resume, pending);
+    const std::int64_t done = run_.saver.open(*state_, run_.options.resume, pending);
     make_observers(run_.world, run_.options, run_.saver, pending, done, run_.total);
+    agree(run_.world, [&] { state_->open_log(run_.saver.files(), done); });
     result_.first_step = done + 1;
     saved_ = done;
-    const bool bulk = run_.plan.config.parallel.server.consistency == config::Consistency::Bsp;
-    std::vector<std::int64_t> clocks(static_cast<std::size_t>(run_.plan.mesh.data));
-    server_.restore({bulk ? done : done * run_.plan.mesh.data, done, clocks});
-    if (coordinator_) {
-      book_->restore(done, {});
-      coordinator_->restore(done, clocks);
-    }
+    server_.restore(state_->clocks());
+    if (coordinator_) coordinator_->restore(done, state_->clocks().replicas);
     std::vector<StepRecord> records;
     Point point{.step = done, .finish = done >= run_.total ? 1 : 0};
     point = run_.meet(point, records);
@@ -247,7 +254,42 @@ class ServerSide {
     return std::move(result_);
   }
 
- private:
+  // The first server is the coordinator too.
+  void make_coordinator() {
+    const config::Parallel& parallel = run_.plan.config.parallel;
+    const auto replicas = static_cast<int>(parallel.data);
+    const std::int64_t size = run_.plan.config.training.batch_size / parallel.data;
+    const TaskBook* tasks = nullptr;
+    if (parallel.tasks) {
+      auto book = std::make_unique<TaskBook>(TaskSettings{.replicas = parallel.data,
+                                                          .batch_samples = size,
+                                                          .task_batches = parallel.task_batches,
+                                                          .epoch_samples = run_.split.training});
+      tasks = book.get();
+      book_ = std::move(book);
+    } else if (parallel.server.consistency == config::Consistency::Bsp) {
+      book_ = make_step_book(replicas, static_cast<int>(parallel.server.backup), size);
+    } else {
+      book_ = make_stream_book(replicas, size);
+    }
+    status_ = std::make_unique<ServedStatus>(run_.plan, run_.saver.files(), server_, tasks, run_.total);
+    coordinator_ =
+        std::make_unique<Coordinator>(*run_.ranks, run_.plan, *book_, run_.total, run_.options.stop, status_->watch());
+    server_.stepped = [this](const StepRecord& record) { coordinator_->stepped(record); };
+    server_.diverged = [this](const StepRecord& record) { coordinator_->diverged(record); };
+  }
+
+  void see(const ServerOperation& operation) {
+    state_->log(operation);
+    if (!coordinator_ || operation.replica < 0) return;
+    const auto replica = static_cast<int>(operation.replica);
+    if (operation.kind == ServerOperation::Kind::Pull) {
+      status_->watch().pulled(replica, operation.version, coordinator_->now());
+    } else {
+      status_->watch().heard(replica, coordinator_->now());
+    }
+  }
+
   // The first step behind `step` at which something is due.
   std::int64_t next_point(std::int64_t step) const {
     std::int64_t next = run_.total;
@@ -262,7 +304,11 @@ class ServerSide {
     std::vector<StepRecord> records;
     if (coordinator_) {
       coordinator_->open_until(next_point(done));
-      server_.serve([this] { return coordinator_->poll(); });
+      server_.serve([this] {
+        const bool moved = coordinator_->poll();
+        status_->look(coordinator_->step(), coordinator_->now());
+        return moved;
+      });
       point = coordinator_->point();
       decide(point);
       records = coordinator_->take_records();
@@ -271,8 +317,11 @@ class ServerSide {
     }
     point = run_.meet(point, records);
     if (point.diverged != 0) run_.diverge("");
-    if (point.save != 0) run_.save(store_, point.step, nobody_);
-    if (point.save != 0) saved_ = point.step;
+    if (point.save != 0) {
+      state_->keep(server_.clocks());
+      run_.save(*state_, point.step, nobody_);
+      saved_ = point.step;
+    }
     if (point.evaluate != 0) server_.serve();  // weights to evaluate with
     return point;
   }
@@ -292,8 +341,11 @@ class ServerSide {
   ThreadPool pool_;
   ServerStore store_;
   ParameterServer server_;
-  std::unique_ptr<BatchBook> book_;           // of the coordinator
-  std::unique_ptr<Coordinator> coordinator_;  // beside the first server
+  std::unique_ptr<ServedState> state_;
+  // Beside the first server.
+  std::unique_ptr<BatchBook> book_;
+  std::unique_ptr<ServedStatus> status_;
+  std::unique_ptr<Coordinator> coordinator_;
   Observer nobody_;
   std::int64_t saved_ = 0;  // step
   TrainResult result_;
