@@ -6,6 +6,7 @@
 
 #include "parameter_server.hpp"
 #include "replica_watch.hpp"
+#include "trainer/core/error.hpp"
 #include "trainer/observe/status.hpp"
 #include "trainer/runtime/run_plan.hpp"
 #include "trainer/storage/file_system.hpp"
