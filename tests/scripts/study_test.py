@@ -43,7 +43,7 @@ def check_records(records, settings):
         expect(record["seconds"] > 0 and record["samples_per_second"] > 0, f"no times in {record}")
         paces = study_plan.SETTINGS[record["setting"]].paces
         if paces:  # a step waits for the slowest replica
-            expect(record["seconds"] >= STEPS * study_plan.PACE / 1e3 * max(paces), f"faster than its delay: {record}")
+            expect(record["seconds"] >= STEPS * model.pace / 1e3 * max(paces), f"faster than its delay: {record}")
         times = [seconds for _, seconds, _ in record["curve"]]
         expect(len(times) == STEPS and times == sorted(times), f"times {times}")
     first = {}

@@ -8,7 +8,6 @@ REPLICAS = 4
 SERVERS = 2
 SEEDS = [1, 2, 3, 4, 5]
 TUNING_SEED = 1000  # none of SEEDS
-PACE = 2.0  # milliseconds that a replica's share of a batch sleeps in the settings "even" and "slow"
 SLOWER = 4
 MBIT = 100
 
@@ -17,7 +16,7 @@ MBIT = 100
 class Setting:
     key: str
     title: str
-    paces: tuple = ()  # multiples of PACE, one a replica; empty: nobody sleeps
+    paces: tuple = ()  # multiples of the model's pace, one a replica; empty: nobody sleeps
     mbit: int = 0      # 0: one host; else each rank is a host of its own, with links of so many Mbit/s
 
 
@@ -34,6 +33,7 @@ class Model:
     model: dict
     batch: int
     steps: int
+    pace: float  # milliseconds that a replica's share of a batch sleeps in the settings "even" and "slow"
     optimizer: dict
     rates: tuple  # learning rates to tune over, of which each momentum m takes the part 1 - m
     training: dict
@@ -44,10 +44,10 @@ SGD = {"type": "sgd", "momentum": 0.9, "schedule": SCHEDULE}
 MODELS = {one.key: one for one in (
     Model("mlp", "MLP on MNIST",
           {"type": "mlp", "input_size": 784, "hidden_sizes": [32], "output_size": 10, "activation": "gelu"},
-          64, 360, SGD, (0.5, 1.0, 2.0), {}),
+          64, 360, 2.0, SGD, (0.5, 1.0, 2.0), {}),
     Model("gpt", "GPT on Tiny Shakespeare",
           {"type": "gpt", "vocab_size": 65, "context_length": 16, "hidden_size": 32, "num_layers": 2, "num_heads": 4},
-          64, 250, SGD, (0.5, 1.0, 2.0),
+          64, 250, 3.0, SGD, (0.5, 1.0, 2.0),
           {"sequence_length": 16, "gradient_clip": 1.0}))}
 
 
@@ -138,7 +138,7 @@ def config_of(model, strategy, setting, seed, steps, candidate, data):
         "logging": {"every_steps": 1},
     }
     if setting.paces:
-        sample = PACE / (model.batch / REPLICAS)
+        sample = model.pace / (model.batch / REPLICAS)
         config["parallel"]["injected_delay"] = [sample * pace for pace in setting.paces]
     for dotted, value in candidate.items():
         put(config, dotted, value)

@@ -22,7 +22,7 @@ training loss, bands reach from the least to the greatest; the axes are logarith
 the loss that replicas saw, each with the parameters that it had then.
 
 **What two cores mean.** {replicas} replicas ({most} ranks with servers) share them. Replicas therefore *sleep* for the greater part of their time: in the first two settings
-`parallel.injected_delay` gives each a stated pace, {pace:g} ms for its share of a batch, and in the second one replica has {slower} times that. Sleeping replicas
+`parallel.injected_delay` gives each a stated pace, {paces} for its share of a batch, and in the second one replica has {slower} times that. Sleeping replicas
 do not compete for cores, so that {replicas} of them go on at once, as on {replicas} machines. What remains of competition hits strategies
 that compute most: servers, whose ranks update on the same two cores, and compression. Times are those of models small enough for this; only
 ratios within a setting mean anything, and they are upper bounds of what a real cluster's larger computing part leaves. In the third setting nobody sleeps, as there the network is the slow part.
@@ -30,9 +30,9 @@ ratios within a setting mean anything, and they are upper bounds of what a real 
 Models: {models}."""
 
 SETTINGS = {
-    "even": "{replicas} replicas of one pace ({pace:g} ms for their share of a batch), on one host, whose ranks share memory. This is where all-reduce is at home: nothing is slow, so no "
+    "even": "{replicas} replicas of one pace ({paces} of sleep for their share of a batch), on one host, whose ranks share memory. This is where all-reduce is at home: nothing is slow, so no "
             "other strategy has anything to win but what it saves of the sum.",
-    "slow": "As before, but one replica sleeps {slow_pace:g} ms instead of {pace:g}. A synchronous step takes as long as this one; the other "
+    "slow": "As before, but one replica sleeps {slow_paces}. A synchronous step takes as long as this one; the other "
             "three could do {most_ratio:.2f}× its samples a second if they did not wait.",
     "network": "Every rank is a host of its own (`tools/hosts`), with links of {mbit} Mbit/s each way (`tc … tbf`), and nobody sleeps. A gradient takes much longer to send than to compute.",
 }
@@ -72,9 +72,14 @@ compressors and the number of local steps were not tuned but chosen for the thir
 def numbers():
     slow = study_plan.SLOWER
     n = study_plan.REPLICAS
-    return {"replicas": n, "pace": study_plan.PACE, "slow_pace": study_plan.PACE * slow, "slower": slow,
+    return {"replicas": n, "paces": paces(1), "slow_paces": paces(slow), "slower": slow,
             "most_ratio": (n - 1 + 1 / slow) / (n / slow), "mbit": study_plan.MBIT, "servers": study_plan.SERVERS,
             "tuning_seed": study_plan.TUNING_SEED, "budget": len(study_plan.MOMENTA) * len(study_plan.OUTER)}
+
+
+def paces(times):
+    """ "2 ms (MLP on MNIST) or 3 ms (…)" """
+    return " or ".join(f"{times * model.pace:g} ms ({model.title})" for model in study_plan.MODELS.values())
 
 
 def counted(words):
