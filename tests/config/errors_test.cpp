@@ -136,9 +136,11 @@ const std::vector<Case>& cases() {
       {kGpt, "\"tensor\": 2", "\"compression\": {\"type\": \"top_k\", \"layers\": \"h.0\"}"},
       {kGpt, "", "", {"parallel.compression={\"type\":\"int8\",\"ratio\":0.1}"}},
       {kGpt, "", "", {"parallel.compression={\"type\":\"top_k\",\"rank\":2}"}},
-      {kGpt, "", "", {"parallel.compression={\"type\":\"sign\",\"error_feedback\":true}"}},
+      {kMlp, "", "", {"parallel.compression={\"type\":\"sign\",\"error_feedback\":true}"}},
       {kGpt, "", "", {"parallel.compression={\"type\":\"int8\",\"error_feedback\":true}"}},
       {kGpt, "", "", {"parallel.compression={\"type\":\"none\",\"layers\":[\"h.0\"]}"}},
+      {kGpt, "", "", {"parallel.compression={\"type\":\"sign\",\"layers\":[\"h.*.mlp\"]}"}},
+      {kSmallest, "\"batch_size\": 4}", "\"batch_size\": 4}, \"parallel\": {\"compression\": {\"type\": \"sign\"}}"},
       // exchange
       {kGpt, "", "", {"parallel.exchange=servers"}},
       {kGpt, "", "", {"parallel.servers=2"}},
