@@ -254,7 +254,7 @@ TrainResult train(comm::Communicator& world, const RunPlan& plan, const storage:
                   storage::FileSystem& files, const TrainOptions& options) {
   Saver saver(world, plan, data, files, options.build);
   saver.claim(options.resume, options.overwrite);
-  if (plan.servers() > 0) return train_served(world, plan, data, saver, options);
+  if (plan.servers() > 0) return train_served(world, plan, data, files, saver, options);
   return Run(world, plan, data, saver, options).go();
 }
 

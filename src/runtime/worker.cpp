@@ -407,8 +407,11 @@ void Worker::diverge(std::int64_t step, double loss, double grad_norm, const std
                      const std::string& since) {
   const auto nodes = static_cast<double>(plan_.graph.nodes.size());
   batches_->set(training_batch(step));
+  // A replica by itself looks at what it has computed last.
+  const bool own = own_batches_ && own_batches_->batch().size > 0;
   for (auto& runner : forward_only_->runners) runner->look_for_non_finite(true);
-  forward_only_->executor->run(*batches_, {.seed = plan_.config.training.seed, .training = true}, nullptr);
+  forward_only_->executor->run(own ? *own_batches_ : *batches_, {.seed = plan_.config.training.seed, .training = true},
+                               nullptr);
   const std::size_t parameters = plan_.graph.parameters.size();
   double first[2] = {-nodes, -static_cast<double>(parameters)};
   for (const auto& runner : forward_only_->runners) {

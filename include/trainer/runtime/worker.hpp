@@ -97,6 +97,11 @@ class Worker : public SavedState {
   /// Positions of the stream from here on are padding.
   std::int64_t sample_limit() const { return sample_limit_; }
 
+  /// Throws Error(Diverged) on every rank, having looked for where it began in what was computed last. `who` (" in
+  /// replica 1") and `since`, what did not happen, are alike on all ranks. Collective.
+  [[noreturn]] void diverge(std::int64_t step, double loss, double grad_norm, const std::string& who = "",
+                            const std::string& since = "No weight was changed in this step");
+
   const storage::Split& split() const { return split_; }
   std::int64_t total_steps() const { return total_steps_; }
   const plan::Coordinates& coordinates() const { return at_; }
@@ -129,9 +134,6 @@ class Worker : public SavedState {
   bool confirm();
   /// After a pass that was given up: brings the weights to where the plain way has them.
   void repair(const StepOutcome& outcome);
-  /// `who` (" in replica 1") and `since`, what did not happen, are alike on all ranks.
-  [[noreturn]] void diverge(std::int64_t step, double loss, double grad_norm, const std::string& who = "",
-                            const std::string& since = "No weight was changed in this step");
   // Rounds of local steps.
   StepResult local_step(std::int64_t step, bool stop, bool settle);
   LocalStep train_alone(std::int64_t step);
