@@ -71,6 +71,7 @@ def cases(folder):
                         "--set", "parallel.schedule=interleaved", "--set", "parallel.chunks=1",
                         "--set", "parallel.micro_batch_group=2"],
         "wrong_option": ["--config", "configs/gpt_small.json", "--dry-rum"],
+        "wrong_sign": [*GPT, "--set", "parallel.compression.type=sign", "--set", "parallel.data=2", "--ranks", "2", "--dry-run"],
         "wrong_key": [*GPT, "--set", "training.step=3", "--dry-run"],
         "wrong_mesh": [*GPT, "--dry-run", "--ranks", "6", "--set", "parallel.pipeline=4"],
         "wrong_heads": [*GPT, "--dry-run", "--ranks", "7", "--set", "parallel.tensor=7"],

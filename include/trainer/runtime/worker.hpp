@@ -14,6 +14,7 @@
 #include "trainer/runtime/executor.hpp"
 #include "trainer/runtime/local_rounds.hpp"
 #include "trainer/runtime/optimistic_step.hpp"
+#include "trainer/runtime/replica_shares.hpp"
 #include "trainer/runtime/run_plan.hpp"
 #include "trainer/runtime/saved_state.hpp"
 #include "trainer/storage/checkpoint.hpp"
@@ -59,6 +60,15 @@ class Worker : public SavedState {
   StepResult step(std::int64_t step, bool stop, bool settle);
   /// A settled step.
   StepOutcome step(std::int64_t step, bool stop) { return *this->step(step, stop, true).now; }
+  /// With parallel.balance "auto": whether shares of micro-batches are looked at after this step, which must be settled
+  /// then; and the look itself, collective, between steps. True when the shares have changed.
+  bool rebalances_after(std::int64_t step) const { return shares_ && shares_->due(step); }
+  bool rebalance(std::int64_t step);
+  /// Takes these shares [replica], alike on all ranks, between steps.
+  void take_shares(std::vector<std::int64_t> shares);
+  /// Null: they are even.
+  const ReplicaShares* shares() const { return shares_.get(); }
+
   /// Optimistic updates so far, and how many of them were taken back.
   struct Optimism {
     std::int64_t updates = 0, taken_back = 0;
@@ -100,8 +110,11 @@ class Worker : public SavedState {
 
  private:
   struct Program;  // layouts, their runners and executor
+  void make_runners(Program& program);
   void wire(Program& program, const schedule::Schedule& schedule, const std::vector<schedule::StageSlots>& slots,
             int channel);
+  /// Makes the training program walk the table of this replica's share.
+  void take_share();
   /// What this rank's loss and gradient are means over: the global batch, or the replica's share of it.
   GlobalBatch batch_of_means(std::int64_t step) const;
   /// [stage] world ranks of this replica and tensor place.
@@ -132,6 +145,7 @@ class Worker : public SavedState {
   ThreadPool& pool_;
   comm::Communicator& world_;
   ActionLog* log_;
+  std::unique_ptr<ActionLog> own_log_;  // where nobody gave one and times are needed
   plan::Coordinates at_;
   plan::LocalGraph local_;
   storage::Split split_;
@@ -152,7 +166,8 @@ class Worker : public SavedState {
   std::optional<BatchSource> own_batches_;      // where replicas are apart
   std::unique_ptr<OptimisticStep> optimistic_;  // null: the plain way
   std::optional<comm::WaitProgress> wait_progress_;
-  StepOutcome confirmed_;                // by the last confirm()
+  StepOutcome confirmed_;  // by the last confirm()
+  std::unique_ptr<ReplicaShares> shares_;
   std::unique_ptr<LocalRounds> rounds_;  // null: replicas exchange gradients
   std::vector<StepOutcome> round_outcomes_;
   Optimism optimism_;
