@@ -81,6 +81,8 @@ def cases(folder):
         "report_empty": ["report", "configs"], "report_nothing": ["report"],
         "status_nothing": ["status"], "status_nowhere": ["status", str(folder / "nowhere")],
         "status_empty": ["status", "configs"], "status_stepped": ["status", str(folder / "run")],
+        "replay_nothing": ["replay"], "replay_nowhere": ["replay", str(folder / "nowhere")],
+        "replay_stepped": ["replay", str(folder / "run")],
         "wrong_trace_steps": [*GPT, "--trace", "t.json", "--trace-steps", "5:2"],
         "late_trace_steps": [*GPT, "--trace", "t.json", "--trace-steps", "5000:", "--dry-run"],
         "no_config": [], "no_file": ["--config", "nowhere.json"],
