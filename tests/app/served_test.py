@@ -129,8 +129,10 @@ def stopped_worker(arguments, folder):
     place, config = place_of(arguments, folder, FORMS[2])
     config["training"]["steps"] = 10_000
     config["parallel"]["timeout"] = 2
+    config["checkpoint"]["every_steps"] = 50
     with place.start(config) as run:
-        run.until(lambda: place.steps_done() > 12 and place.checkpoints(), "the first checkpoint")
+        # Between two checkpoints: where all save together, training.hang_timeout holds.
+        run.until(lambda: place.steps_done() % 50 in range(5, 35) and place.checkpoints(), "the first checkpoint")
         run.fault()
         os.kill(run.rank_pids()[1], signal.SIGSTOP)
         run.expect(HANG, ("replica 1 (rank 1) has been silent for 2.", " samples ", "clock ", "task ", "--resume"),
