@@ -16,6 +16,7 @@
 #include "trainer/runtime/parameters.hpp"
 #include "trainer/runtime/pass_table.hpp"
 #include "trainer/runtime/recompute.hpp"
+#include "trainer/runtime/server_plan.hpp"
 
 namespace trainer::app {
 
@@ -50,6 +51,14 @@ std::string partition_table(const runtime::RunPlan& plan, int threads, std::size
                     human_count(elements), human_count(flops), human_bytes(static_cast<double>(memory.activations)),
                     human_bytes(static_cast<double>(memory.total()))});
   }
+  const runtime::ServerPlan servers = plan.servers() > 0 ? runtime::make_server_plan(plan) : runtime::ServerPlan{};
+  for (int s = 0; s < servers.count(); ++s) {
+    const std::int64_t rank = plan.mesh.size() + s;
+    const runtime::MemoryPrediction memory = runtime::predict_memory(plan, rank, threads, data_bytes);
+    rows.push_back({fmt::to_string(rank), "-", "-", "-", runtime::describe_place(plan, rank),
+                    human_count(static_cast<double>(servers.range(s).size())), "-", "-",
+                    human_bytes(static_cast<double>(memory.total()))});
+  }
   return observe::format_table(
       {"rank", "stage", "replica", "tensor", "layers", "parameters", "FLOPs a step", "activations", "peak memory"},
       rows);
@@ -70,6 +79,20 @@ static std::string recompute_line(const runtime::RunPlan& plan) {
                      human_count(again), 100.0 * again / runtime::step_flops(plan));
 }
 
+// The ranks beside the mesh, and what replicas may read.
+static std::string servers_line(const runtime::RunPlan& plan) {
+  if (plan.servers() == 0) return {};
+  const config::Server& server = plan.config.parallel.server;
+  std::string how = "bsp, all together each step";
+  if (server.backup > 0) how = fmt::format("bsp, each step without its slowest {}", server.backup);
+  if (server.consistency == config::Consistency::Ssp) {
+    how = fmt::format("ssp, at most {} + 1 updates apart", server.staleness);
+  }
+  if (server.consistency == config::Consistency::Async) how = "async, each replica at its own pace";
+  return fmt::format("servers: {} more rank{}; {}{}\n", plan.servers(), plan.servers() == 1 ? "" : "s", how,
+                     server.notify ? "; weights come unasked" : "");
+}
+
 std::string summary(const runtime::RunPlan& plan) {
   const config::Config& c = plan.config;
   std::vector<schedule::StageTimes> times;
@@ -79,12 +102,12 @@ std::string summary(const runtime::RunPlan& plan) {
   const double bubble = timing_of(plan, plan.training, times).bubble();
   return fmt::format(
       "model: {} parameters, {} units, {} FLOPs a step\n"
-      "mesh: data {} × pipeline {} × tensor {} = {} rank{}; {} micro-batch{} of {} sample{} a replica\n"
+      "mesh: data {} × pipeline {} × tensor {} = {} rank{}; {} micro-batch{} of {} sample{} a replica\n{}"
       "schedule: {}, predicted bubble {:.1f}%\n{}",
       human_count(static_cast<double>(model::parameter_elements(plan.graph))), plan.graph.units.size(),
       human_count(runtime::step_flops(plan)), plan.mesh.data, plan.mesh.pipeline, plan.mesh.tensor, plan.mesh.size(),
       plan.mesh.size() == 1 ? "" : "s", c.training.micro_batches, c.training.micro_batches == 1 ? "" : "es",
-      plan.micro_batch_samples, plan.micro_batch_samples == 1 ? "" : "s",
+      plan.micro_batch_samples, plan.micro_batch_samples == 1 ? "" : "s", servers_line(plan),
       plan.schedule_origin.empty() ? config::name_of(c.parallel.schedule)
                                    : fmt::format("auto ({})", plan.schedule_origin),
       100.0 * bubble, recompute_line(plan));
