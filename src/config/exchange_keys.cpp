@@ -179,7 +179,7 @@ void refuse_strays(const Config& config, const Origin& origin) {
   const bool summed = p.exchange == Exchange::AllReduce;
   const bool local = p.exchange == Exchange::Local;
   const Consistency consistency = p.server.consistency;
-  const std::array<Stray, 19> strays = {{
+  const std::array<Stray, 20> strays = {{
       {"servers", p.server.count > 0, served, "exchange \"server\""},
       {"consistency", consistency != usual.server.consistency, served, "exchange \"server\""},
       {"staleness", p.server.staleness != usual.server.staleness, served && consistency == Consistency::Ssp,
@@ -209,6 +209,7 @@ void refuse_strays(const Config& config, const Origin& origin) {
       {"local.outer_learning_rate", p.local.outer_learning_rate != usual.local.outer_learning_rate, local,
        "exchange \"local\""},
       {"local.outer_momentum", p.local.outer_momentum != usual.local.outer_momentum, local, "exchange \"local\""},
+      {"local.nesterov", p.local.nesterov != usual.local.nesterov, local, "exchange \"local\""},
   }};
   for (const Stray& stray : strays) {
     if (!stray.set || stray.fits) continue;
@@ -256,11 +257,13 @@ void complete_exchange(Config& config, const Origin& origin) {
            "parallel.all_reduce.algorithm is \"mpi\" with wire \"bfloat16\", a type that MPI does not have; expected "
            "wire \"float32\", or another algorithm");
   }
-  if (p.balance == Balance::Auto && p.schedule == ScheduleName::File) {
-    refuse({"parallel.balance", "parallel.schedule"},
-           "parallel.balance is \"auto\", but parallel.schedule is \"file\", which is made for one number of "
-           "micro-batches; replicas that divide a batch by their speed need schedules for many: take another schedule, "
-           "or balance \"even\"");
+  if (p.balance == Balance::Auto && (p.schedule == ScheduleName::File || p.schedule == ScheduleName::Automatic)) {
+    origin.fail(
+        {"parallel.balance", "parallel.schedule"},
+        fmt::format("parallel.balance is \"auto\", but parallel.schedule is \"{}\", which is made for one number "
+                    "of micro-batches; replicas that divide a batch by their speed need schedules for many: "
+                    "take another schedule, or balance \"even\"",
+                    name_of(p.schedule)));
   }
 }
 

@@ -96,6 +96,7 @@ Verdict Coordinator::judge(int r) {
     record.loss = report.loss / std::max(1.0, report.targets);
     record.grad_norm = report.grad_norm;
     diverged_ = record;
+    diverged_replica_ = r;
   }
   const bool counts = !diverged_ && book_.report(r, now());
   watch_.reported(r, counts, now());
@@ -187,6 +188,7 @@ Point Coordinator::point() const {
   point.limit_reached = limit_reached_ ? 1 : 0;
   if (diverged_) {
     point.diverged = 1;
+    point.replica = diverged_replica_;
     point.loss = diverged_->loss;
     point.grad_norm = diverged_->grad_norm;
   }

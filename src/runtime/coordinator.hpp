@@ -75,6 +75,7 @@ class Coordinator {
   std::int64_t committed_ = 0;        // batches of all, from the run's beginning; bsp: steps
   bool stopping_ = false, limit_reached_ = false;
   std::optional<StepRecord> diverged_;
+  std::int64_t diverged_replica_ = -1;
 
   StepRecord step_;  // sums of the batches since the last step: what TurnReports add up to
   double step_targets_ = 0;

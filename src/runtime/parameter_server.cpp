@@ -164,7 +164,7 @@ void ParameterServer::begin_read(std::size_t r) {
   const bool whole = status_ == ServerStatus::Running;
   for (ServerLane* lane : replica.lanes) lane->begin_reply({status_, clocks_.version}, whole);
   if (whole && replica.request.kind != RequestKind::Read) {
-    log(ServerOperation::Kind::Pull, static_cast<std::int64_t>(r), replica.request.next);
+    log(ExchangeKind::Pull, static_cast<std::int64_t>(r), replica.request.next);
   }
 }
 
@@ -222,7 +222,7 @@ bool ParameterServer::progress_single_push() {
   pushing_ = -1;
   ++clocks_.version;
   ++clocks_.updates;
-  log(ServerOperation::Kind::Push, static_cast<std::int64_t>(r), replicas_[r].request.pushed);
+  log(ExchangeKind::Push, static_cast<std::int64_t>(r), replicas_[r].request.pushed);
   end_push(r);
   return true;
 }
@@ -299,15 +299,15 @@ void ParameterServer::apply_step() {
   if (std::isfinite(record.loss) && std::isfinite(record.grad_norm)) {
     const float clip = optim::clip_scale(record.grad_norm, plan_.config.training.gradient_clip);
     store_.update({clocks_.updates + 1, record.learning_rate, static_cast<float>(clip * whole)});
+    for (const std::size_t r : members_) {
+      log(ExchangeKind::Push, static_cast<std::int64_t>(r), replicas_[r].request.pushed);
+    }
     ++clocks_.version;
     ++clocks_.updates;
-    for (const std::size_t r : members_) {
-      log(ServerOperation::Kind::Push, static_cast<std::int64_t>(r), replicas_[r].request.pushed);
-    }
     ClockedBatch all{clocks_.version, {}};
     all.batch.size = plan_.config.training.batch_size;
     all.batch.first = (record.step - 1) * all.batch.size;
-    log(ServerOperation::Kind::Apply, -1, all);
+    log(ExchangeKind::Apply, -1, all);
     if (stepped) stepped(record);
   } else {
     status_ = ServerStatus::Diverged;
@@ -318,8 +318,16 @@ void ParameterServer::apply_step() {
   step_ = StepPhase::Collecting;
 }
 
-void ParameterServer::log(ServerOperation::Kind kind, std::int64_t replica, const ClockedBatch& batch) {
-  if (done) done({kind, replica, batch, clocks_.version});
+void ParameterServer::log(ExchangeKind kind, std::int64_t replica, const ClockedBatch& batch) {
+  if (!done) return;
+  ExchangeRecord record;
+  record.kind = kind;
+  record.replica = replica;
+  record.clock = batch.clock;
+  record.version = clocks_.version;
+  record.first = batch.batch.first;
+  record.count = batch.batch.size;
+  done(record);
 }
 
 }  // namespace trainer::runtime

@@ -13,6 +13,7 @@
 #include "server_messages.hpp"
 #include "server_store.hpp"
 #include "trainer/comm/communicator.hpp"
+#include "trainer/runtime/exchange_log.hpp"
 #include "trainer/runtime/server_plan.hpp"
 
 namespace trainer::runtime {
@@ -22,14 +23,6 @@ struct ServerClocks {
   std::int64_t version = 0;            // updates that its weights hold: bsp one a step, else one a push
   std::int64_t updates = 0;            // of those, since its optimizer state began: the bias correction's count
   std::vector<std::int64_t> replicas;  // [replica] pushes, since the run was first served
-};
-
-/// One operation, for who keeps a log or watches.
-struct ServerOperation {
-  enum class Kind { Pull, Push, Apply } kind = Kind::Pull;
-  std::int64_t replica = -1;  // −1: Apply
-  ClockedBatch batch;         // a pull: that is computed next; a push: that was. Apply: the clock
-  std::int64_t version = 0;   // read by a pull; behind a push or an apply
 };
 
 class ParameterServer {
@@ -52,8 +45,8 @@ class ParameterServer {
 
   /// bsp: an update of all was made (loss, norm, rate), or would have been but is not finite.
   std::function<void(const StepRecord&)> stepped, diverged;
-  /// Every operation, in their order.
-  std::function<void(const ServerOperation&)> done;
+  /// Every operation, in their order, not numbered yet.
+  std::function<void(const ExchangeRecord&)> done;
 
  private:
   enum class Phase { Idle, Queued, Collected, Pushing, Reading, Paused };
@@ -84,7 +77,7 @@ class ParameterServer {
   bool norms_are_here();
   void apply_step();
   StepRecord record_of_step() const;
-  void log(ServerOperation::Kind kind, std::int64_t replica, const ClockedBatch& batch);
+  void log(ExchangeKind kind, std::int64_t replica, const ClockedBatch& batch);
 
   const RunPlan& plan_;
   const ServerPlan& servers_;

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "trainer/core/random.hpp"
+#include "trainer/runtime/pass_table.hpp"
 
 namespace trainer::runtime {
 
@@ -74,20 +75,6 @@ std::vector<Piece> share_of(const std::vector<Box>& boxes, std::int64_t replicas
 
 namespace {
 
-// The stages of a rank, that whose weight gradients are complete last in front.
-std::vector<StageId> stages_by_completion(const RunPlan& plan, std::int64_t pipeline_rank) {
-  std::vector<StageId> order;
-  const auto& row = plan.training.ranks[static_cast<std::size_t>(pipeline_rank)];
-  for (auto action = row.rbegin(); action != row.rend(); ++action) {
-    const bool weights =
-        action->kind == schedule::ActionKind::Backward || action->kind == schedule::ActionKind::BackwardWeight;
-    if (!weights || std::find(order.begin(), order.end(), action->stage) != order.end()) continue;
-    order.push_back(action->stage);
-    if (order.size() == plan.stages_of(pipeline_rank).size()) break;
-  }
-  return order;
-}
-
 // A buffer a use, node by node.
 void place_gradients(const RunPlan& plan, Range nodes, const std::vector<std::int64_t>& held_index,
                      ParameterLayout& layout) {
@@ -132,7 +119,7 @@ ParameterLayout lay_out_parameters(const RunPlan& plan, const plan::LocalGraph& 
     held_index[p] = static_cast<std::int64_t>(layout.held.size());
     layout.held.push_back(std::move(held));
   }
-  for (const StageId stage : stages_by_completion(plan, at.pipeline)) {
+  for (const StageId stage : stages_by_completion(plan.training, at.pipeline)) {
     place_gradients(plan, plan.nodes(stage), held_index, layout);
   }
   for (std::size_t i = 0; i < layout.of_node.size(); ++i) {

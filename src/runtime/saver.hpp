@@ -32,7 +32,6 @@ class Saver {
   /// Collective. Returns false when it could not be written (already reported); training may go on.
   bool save(const SavedState& state, std::int64_t step, Observer& observer);
 
-  storage::FileSystem& files() const { return files_; }
   bool enabled() const { return !plan_.config.checkpoint.directory.empty(); }
   bool failed() const { return failed_; }  // some save could not be written
   const std::string& last_path() const { return last_path_; }

@@ -13,6 +13,7 @@
 #include "served_status.hpp"
 #include "trainer/core/error.hpp"
 #include "trainer/runtime/agreement.hpp"
+#include "trainer/runtime/task_book.hpp"
 
 namespace trainer::runtime {
 
@@ -51,6 +52,7 @@ struct Run {
   comm::Communicator& world;
   const RunPlan& plan;
   const storage::Dataset& data;
+  storage::FileSystem& files;
   Saver& saver;
   const TrainOptions& options;
   const std::unique_ptr<comm::Communicator> ranks = world.split(0, world.rank());  // messages of the exchange
@@ -73,6 +75,13 @@ struct Run {
 
   void save(const SavedState& state, std::int64_t step, Observer& observer) {
     if (saver.enabled()) saver.save(state, step, observer);
+  }
+
+  /// Collective: what some rank has to say is said on rank 0.
+  void tell(const std::string& warning, Observer& observer) {
+    for (const std::string& text : world.gather_strings(warning)) {
+      if (!text.empty()) observer.warning(text);
+    }
   }
 
   [[noreturn]] void diverge(const std::string& where) {
@@ -107,9 +116,10 @@ class MeshSide {
     PendingMessages pending;
     const std::int64_t done = run_.saver.open(state, run_.options.resume, pending);
     observer_ = make_observers(run_.world, run_.options, run_.saver, pending, done, run_.total);
-    agree(run_.world, [] {});  // servers open their logs
     result_.first_step = done + 1;
     result_.last_step = done;
+    agree(run_.world, [] {});  // servers open their logs
+    run_.tell("", *observer_);
     const comm::ClockSample clock = comm::measure_clock(mesh_, run_.plan.node_of_rank, steady_nanoseconds);
     std::vector<StepRecord> records;
     Point point = run_.meet({}, records);
@@ -118,7 +128,7 @@ class MeshSide {
       point = run_.meet({}, records);
       for (const StepRecord& record : records) tell(record);
       result_.last_step = point.step;
-      if (point.diverged != 0) run_.diverge(describe_divergence(point));
+      if (point.diverged != 0) diverge(point);
       if (point.save != 0) save(state, point.step);
       if (point.evaluate != 0) evaluate(point.step);
     }
@@ -185,9 +195,16 @@ class MeshSide {
     observer_->evaluation(*report);
   }
 
-  std::string describe_divergence(const Point& point) {
-    return fmt::format("step {}: diverged: the loss is {} and the gradient norm {}", point.step + 1, point.loss,
-                       point.grad_norm);
+  [[noreturn]] void diverge(const Point& point) {
+    std::string text;
+    try {
+      if (point.replica < 0) worker_.diverge(point.step + 1, point.loss, point.grad_norm);
+      worker_.diverge(point.step + 1, point.loss, point.grad_norm, fmt::format(" in replica {}", point.replica),
+                      "This gradient changed no weight");
+    } catch (const AgreedError& error) {
+      text = error.what();
+    }
+    run_.diverge(text);
   }
 
   Run& run_;
@@ -212,10 +229,16 @@ class ServerSide {
       : run_(run),
         pool_(run.options.threads, run.options.spin),
         store_(run.plan, run.servers, run.side->rank(), pool_),
+        book_(make_book(run)),
+        state_(run.plan, run.servers, run.side->rank(), store_, book_.get()),
         server_(*run.ranks, run.plan, run.servers, run.side->rank(), store_, run.total) {
-    if (run.side->rank() == 0) make_coordinator();
-    state_ = std::make_unique<ServedState>(run.plan, run.side->rank(), store_, book_.get());
-    server_.done = [this](const ServerOperation& operation) { see(operation); };
+    if (!book_) return;
+    status_ = std::make_unique<ServedStatus>(run.plan, run.files, server_, dynamic_cast<const TaskBook*>(book_.get()),
+                                             run.total);
+    coordinator_ =
+        std::make_unique<Coordinator>(*run.ranks, run.plan, *book_, run.total, run.options.stop, status_->watch());
+    server_.stepped = [this](const StepRecord& record) { coordinator_->stepped(record); };
+    server_.diverged = [this](const StepRecord& record) { coordinator_->diverged(record); };
   }
 
   TrainResult go() {
@@ -235,13 +258,11 @@ class ServerSide {
  private:
   TrainResult run() {
     PendingMessages pending;
-    const std::int64_t done = run_.saver.open(*state_, run_.options.resume, pending);
+    const std::int64_t done = run_.saver.open(state_, run_.options.resume, pending);
     make_observers(run_.world, run_.options, run_.saver, pending, done, run_.total);
-    agree(run_.world, [&] { state_->open_log(run_.saver.files(), done); });
     result_.first_step = done + 1;
     saved_ = done;
-    server_.restore(state_->clocks());
-    if (coordinator_) coordinator_->restore(done, state_->clocks().replicas);
+    restore(done);
     std::vector<StepRecord> records;
     Point point{.step = done, .finish = done >= run_.total ? 1 : 0};
     point = run_.meet(point, records);
@@ -254,40 +275,49 @@ class ServerSide {
     return std::move(result_);
   }
 
-  // The first server is the coordinator too.
-  void make_coordinator() {
-    const config::Parallel& parallel = run_.plan.config.parallel;
+  static std::unique_ptr<BatchBook> make_book(const Run& run) {
+    if (run.side->rank() != 0) return nullptr;
+    const config::Parallel& parallel = run.plan.config.parallel;
     const auto replicas = static_cast<int>(parallel.data);
-    const std::int64_t size = run_.plan.config.training.batch_size / parallel.data;
-    const TaskBook* tasks = nullptr;
+    const std::int64_t size = run.plan.config.training.batch_size / parallel.data;
     if (parallel.tasks) {
-      auto book = std::make_unique<TaskBook>(TaskSettings{.replicas = parallel.data,
-                                                          .batch_samples = size,
-                                                          .task_batches = parallel.task_batches,
-                                                          .epoch_samples = run_.split.training});
-      tasks = book.get();
-      book_ = std::move(book);
-    } else if (parallel.server.consistency == config::Consistency::Bsp) {
-      book_ = make_step_book(replicas, static_cast<int>(parallel.server.backup), size);
-    } else {
-      book_ = make_stream_book(replicas, size);
+      return std::make_unique<TaskBook>(TaskSettings{.replicas = parallel.data,
+                                                     .batch_samples = size,
+                                                     .task_batches = parallel.task_batches,
+                                                     .epoch_samples = run.split.training});
     }
-    status_ = std::make_unique<ServedStatus>(run_.plan, run_.saver.files(), server_, tasks, run_.total);
-    coordinator_ =
-        std::make_unique<Coordinator>(*run_.ranks, run_.plan, *book_, run_.total, run_.options.stop, status_->watch());
-    server_.stepped = [this](const StepRecord& record) { coordinator_->stepped(record); };
-    server_.diverged = [this](const StepRecord& record) { coordinator_->diverged(record); };
+    return parallel.server.consistency == config::Consistency::Bsp
+               ? make_step_book(replicas, static_cast<int>(parallel.server.backup), size)
+               : make_stream_book(replicas, size);
   }
 
-  void see(const ServerOperation& operation) {
-    state_->log(operation);
-    if (!coordinator_ || operation.replica < 0) return;
-    const auto replica = static_cast<int>(operation.replica);
-    if (operation.kind == ServerOperation::Kind::Pull) {
-      status_->watch().pulled(replica, operation.version, coordinator_->now());
+  void see(const ExchangeRecord& record) {
+    if (log_) log_->append(record);
+    if (!status_ || record.replica < 0) return;
+    const auto replica = static_cast<int>(record.replica);
+    if (record.kind == ExchangeKind::Pull) {
+      status_->watch().pulled(replica, record.version, coordinator_->now());
     } else {
       status_->watch().heard(replica, coordinator_->now());
     }
+  }
+
+  void restore(std::int64_t done) {
+    const ServerClocks clocks = state_.clocks(done);
+    server_.restore(clocks);
+    if (coordinator_) coordinator_->restore(done, clocks.replicas);
+    agree(run_.world, [&] {
+      state_.restore_book(done);
+      if (run_.saver.enabled() && done < run_.total) {
+        log_ = state_.open_log(run_.files, run_.plan.config.checkpoint.directory, done);
+      }
+    });
+    server_.done = [this](const ExchangeRecord& record) { see(record); };
+    run_.tell(log_ && log_->anew() && !run_.options.overwrite
+                  ? fmt::format("{} begins behind step {}: what came before was not of this run's layout",
+                                exchange_log_path(run_.plan.config.checkpoint.directory, run_.side->rank()), done)
+                  : "",
+              nobody_);
   }
 
   // The first step behind `step` at which something is due.
@@ -317,13 +347,16 @@ class ServerSide {
     }
     point = run_.meet(point, records);
     if (point.diverged != 0) run_.diverge("");
-    if (point.save != 0) {
-      state_->keep(server_.clocks());
-      run_.save(*state_, point.step, nobody_);
-      saved_ = point.step;
-    }
+    if (point.save != 0) save(point.step);
     if (point.evaluate != 0) server_.serve();  // weights to evaluate with
     return point;
+  }
+
+  void save(std::int64_t step) {
+    if (log_) log_->sync();
+    state_.set(server_.clocks(), log_.get());
+    run_.save(state_, step, nobody_);
+    saved_ = step;
   }
 
   void decide(Point& point) const {
@@ -340,12 +373,13 @@ class ServerSide {
   Run& run_;
   ThreadPool pool_;
   ServerStore store_;
+  std::unique_ptr<BatchBook> book_;  // of the coordinator, beside the first server
+  ServedState state_;
   ParameterServer server_;
-  std::unique_ptr<ServedState> state_;
   // Beside the first server.
-  std::unique_ptr<BatchBook> book_;
   std::unique_ptr<ServedStatus> status_;
   std::unique_ptr<Coordinator> coordinator_;
+  std::unique_ptr<ExchangeLogWriter> log_;
   Observer nobody_;
   std::int64_t saved_ = 0;  // step
   TrainResult result_;
@@ -353,9 +387,9 @@ class ServerSide {
 
 }  // namespace
 
-TrainResult train_served(comm::Communicator& world, const RunPlan& plan, const storage::Dataset& data, Saver& saver,
-                         const TrainOptions& options) {
-  Run run{world, plan, data, saver, options};
+TrainResult train_served(comm::Communicator& world, const RunPlan& plan, const storage::Dataset& data,
+                         storage::FileSystem& files, Saver& saver, const TrainOptions& options) {
+  Run run{world, plan, data, files, saver, options};
   if (world.rank() < plan.mesh.size()) return MeshSide(run).go();
   return ServerSide(run).go();
 }

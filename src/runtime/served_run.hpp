@@ -11,7 +11,7 @@
 namespace trainer::runtime {
 
 /// As train(), behind Saver::claim, for a plan with servers; world has plan.ranks() ranks. Collective.
-TrainResult train_served(comm::Communicator& world, const RunPlan& plan, const storage::Dataset& data, Saver& saver,
-                         const TrainOptions& options);
+TrainResult train_served(comm::Communicator& world, const RunPlan& plan, const storage::Dataset& data,
+                         storage::FileSystem& files, Saver& saver, const TrainOptions& options);
 
 }  // namespace trainer::runtime

@@ -1,117 +1,101 @@
 #include "served_state.hpp"
 
-#include <fmt/format.h>
-
-#include <algorithm>
-#include <cstdio>
-
-#include "trainer/core/error.hpp"
-
 namespace trainer::runtime {
 
 namespace {
 
-constexpr const char* kClocksTensor = "optimizer.exchange_clocks";  // I64 [replicas]
-constexpr const char* kBookTensor = "optimizer.exchange_book";      // I64 [words], BatchBook::state
-
-// A list of integers; empty where the checkpoint has none.
-std::vector<std::int64_t> integers(const storage::CheckpointReader& checkpoint, const char* name) {
-  std::vector<std::int64_t> values;
+// A tensor of whole numbers; empty where the checkpoint has none of this name.
+std::vector<std::int64_t> read_numbers(const storage::CheckpointReader& checkpoint, const char* name) {
   for (const storage::TensorEntry& tensor : checkpoint.tensors()) {
-    if (tensor.name != name) continue;
-    if (tensor.type != DType::I64 || tensor.shape.dims() != 1) {
-      throw Error(ExitCode::Storage, fmt::format("{}: {} is {} {}; expected a list of I64", checkpoint.path(), name,
-                                                 name_of(tensor.type), to_string(tensor.shape)));
-    }
-    values.resize(static_cast<std::size_t>(tensor.shape.elements()));
-    checkpoint.read(name, whole(tensor.shape), values.data());
+    if (tensor.name != name || tensor.type != DType::I64 || tensor.shape.dims() != 1) continue;
+    std::vector<std::int64_t> numbers(static_cast<std::size_t>(tensor.shape[0]));
+    checkpoint.read(name, whole(tensor.shape), numbers.data());
+    return numbers;
   }
-  return values;
+  return {};
 }
 
-storage::Piece piece_of(const char* name, const std::vector<std::int64_t>& values) {
-  const Shape shape{static_cast<std::int64_t>(values.size())};
-  return {name, DType::I64, shape, whole(shape), values.data()};
+storage::Piece numbers_piece(const char* name, const std::vector<std::int64_t>& numbers) {
+  const Shape shape{static_cast<std::int64_t>(numbers.size())};
+  return {name, DType::I64, shape, whole(shape), numbers.data()};
+}
+
+const char* word_of(config::Consistency consistency) {
+  switch (consistency) {
+    case config::Consistency::Bsp:
+      return "bsp";
+    case config::Consistency::Ssp:
+      return "ssp";
+    case config::Consistency::Async:
+      return "async";
+  }
+  return "";
 }
 
 }  // namespace
 
-void ServedState::initialise() {
-  store_.initialise();
-  position_ = {};
-  clocks_ = {
-      .version = 0, .updates = 0, .replicas = std::vector<std::int64_t>(static_cast<std::size_t>(plan_.mesh.data))};
-  if (book_ != nullptr) book_->restore(0, {});
-}
+ServedState::ServedState(const RunPlan& plan, const ServerPlan& servers, int server, ServerStore& store,
+                         BatchBook* book)
+    : plan_(plan), server_(server), servers_(servers.count()), store_(store), book_(book) {}
 
 bool ServedState::load(const storage::CheckpointReader& checkpoint) {
   const bool complete = store_.load(checkpoint);
-  const std::int64_t step = checkpoint.record().step;
-  const auto replicas = static_cast<std::size_t>(plan_.mesh.data);
-  const std::vector<ExchangePosition> positions = exchange_positions(checkpoint);
-  position_ = {};
-  if (positions.size() == static_cast<std::size_t>(plan_.servers())) {
-    position_ = positions[static_cast<std::size_t>(server_)];
-  }
-  clocks_.version = bulk() ? step : step * plan_.mesh.data;
-  // bsp counts as all_reduce does. Where each push is an update, their number is the servers' to tell.
-  clocks_.updates = bulk() || positions.empty() ? step : positions.front().updates;
-  clocks_.replicas = integers(checkpoint, kClocksTensor);
-  if (clocks_.replicas.size() != replicas) clocks_.replicas.assign(replicas, 0);
-  if (book_ != nullptr) book_->restore(step, integers(checkpoint, kBookTensor));
+  loaded_ = true;
+  loaded_positions_ = exchange_positions(checkpoint);
+  loaded_clocks_ = read_numbers(checkpoint, kClocksTensor);
+  loaded_book_ = read_numbers(checkpoint, kBookTensor);
   return complete;
 }
 
 std::vector<storage::Piece> ServedState::pieces() const {
   std::vector<storage::Piece> pieces = store_.pieces();
-  pieces.push_back(position_piece(position_, server_, static_cast<int>(plan_.servers())));
+  pieces.push_back(position_piece(position_, server_, servers_));
   if (book_ == nullptr) return pieces;
-  pieces.push_back(piece_of(kClocksTensor, clocks_.replicas));
-  if (!book_words_.empty()) pieces.push_back(piece_of(kBookTensor, book_words_));
+  pieces.push_back(numbers_piece(kClocksTensor, clocks_));
+  if (!words_.empty()) pieces.push_back(numbers_piece(kBookTensor, words_));
   return pieces;
 }
 
-void ServedState::open_log(storage::FileSystem& files, std::int64_t step) {
-  const config::Config& config = plan_.config;
-  if (config.checkpoint.directory.empty()) return;
-  const ExchangeHeader header{.run = exchange_identity(config),
-                              .server = server_,
-                              .servers = static_cast<int>(plan_.servers()),
-                              .replicas = plan_.mesh.data,
-                              .consistency = consistency_word(config.parallel.server.consistency),
-                              .after = position_.after};
-  log_ = std::make_unique<ExchangeLogWriter>(files, config.checkpoint.directory, header, position_.sequence, step);
+ServerClocks ServedState::clocks(std::int64_t step) const {
+  const bool bulk = plan_.config.parallel.server.consistency == config::Consistency::Bsp;
+  const auto replicas = static_cast<std::size_t>(plan_.mesh.data);
+  ServerClocks clocks;
+  clocks.version = bulk ? step : step * plan_.mesh.data;
+  // All servers have made all updates at a pause; steps of a run that was not served are one each.
+  clocks.updates = loaded_positions_.empty() ? step : loaded_positions_.front().updates;
+  // Clocks of other replicas say nothing: all begin alike.
+  clocks.replicas = loaded_clocks_.size() == replicas ? loaded_clocks_ : std::vector<std::int64_t>(replicas);
+  return clocks;
 }
 
-void ServedState::log(const ServerOperation& operation) {
-  if (log_ == nullptr) return;
-  ExchangeRecord record{.kind = ExchangeKind::Pull,
-                        .replica = operation.replica,
-                        .clock = operation.batch.clock,
-                        .version = operation.version,
-                        .first = operation.batch.batch.first,
-                        .count = operation.batch.batch.size};
-  if (operation.kind == ServerOperation::Kind::Apply) record.kind = ExchangeKind::Apply;
-  if (operation.kind == ServerOperation::Kind::Push) {
-    record.kind = ExchangeKind::Push;
-    if (bulk()) --record.version;  // it is the apply behind the pushes that makes the version
+std::unique_ptr<ExchangeLogWriter> ServedState::open_log(storage::FileSystem& files, const std::string& directory,
+                                                         std::int64_t step) const {
+  ExchangeHeader header;
+  header.run = exchange_identity(plan_.config);
+  header.server = server_;
+  header.servers = servers_;
+  header.replicas = plan_.mesh.data;
+  header.consistency = word_of(plan_.config.parallel.server.consistency);
+  std::int64_t keep = 0;
+  if (loaded_positions_.size() == static_cast<std::size_t>(servers_)) {
+    const ExchangePosition& mine = loaded_positions_[static_cast<std::size_t>(server_)];
+    header.after = mine.after;
+    keep = mine.sequence;
   }
-  log_->append(record);
+  return std::make_unique<ExchangeLogWriter>(files, directory, header, keep, step);
 }
 
-void ServedState::keep(const ServerClocks& clocks) {
-  clocks_ = clocks;
-  if (book_ != nullptr) book_words_ = book_->state();
-  position_.version = clocks.version;
-  position_.updates = clocks.updates;
-  if (log_ == nullptr) return;
-  log_->sync();
-  position_.sequence = log_->sequence();
-  position_.after = log_->after();
-  if (log_->failure().empty() || told_) return;
-  told_ = true;
-  std::fputs(fmt::format("warning: {}; the run goes on, but cannot be replayed any more\n", log_->failure()).c_str(),
-             stderr);
+void ServedState::restore_book(std::int64_t step) {
+  if (book_ != nullptr) book_->restore(step, loaded_book_);
+}
+
+void ServedState::set(const ServerClocks& clocks, const ExchangeLogWriter* log) {
+  position_ = {.after = log != nullptr ? log->after() : 0,
+               .sequence = log != nullptr ? log->sequence() : 0,
+               .version = clocks.version,
+               .updates = clocks.updates};
+  clocks_ = clocks.replicas;
+  if (book_ != nullptr) words_ = book_->state();
 }
 
 }  // namespace trainer::runtime

@@ -1,53 +1,50 @@
-// What a server keeps beside its part of the model so that a run can go on, or be repeated: its log, where it stands in
-// it, and, beside the coordinator, the replicas' clocks and the book of batches.
+// What a server of a served run puts into checkpoints and goes on from: its parameters, and where the run stood.
 #pragma once
 
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "parameter_server.hpp"
 #include "server_store.hpp"
 #include "trainer/runtime/batch_book.hpp"
 #include "trainer/runtime/exchange_log.hpp"
-#include "trainer/runtime/saved_state.hpp"
 
 namespace trainer::runtime {
 
+/// Beside weights and optimizer state, named as every layout names them: each server's position
+/// (kPositionsTensor), and from the first server the replicas' clocks and what the book keeps.
+inline constexpr const char* kClocksTensor = "optimizer.served_clocks";  // I64 [replicas]
+inline constexpr const char* kBookTensor = "optimizer.served_book";      // I64 [words]
+
 class ServedState final : public SavedState {
  public:
-  /// `book`: of the coordinator, null on other servers. Everything referred to must outlive it.
-  ServedState(const RunPlan& plan, int server, ServerStore& store, BatchBook* book)
-      : plan_(plan), server_(server), store_(store), book_(book) {}
+  /// `book`: of the coordinator's server, null elsewhere. Everything referred to must outlive it.
+  ServedState(const RunPlan& plan, const ServerPlan& servers, int server, ServerStore& store, BatchBook* book);
 
-  void initialise() override;
+  void initialise() override { store_.initialise(); }
   bool load(const storage::CheckpointReader& checkpoint) override;
-  /// What was set by keep().
   std::vector<storage::Piece> pieces() const override;
 
-  /// Where the server goes on, behind initialise() or load(). What checkpoints of other exchanges do not say follows
-  /// from their step.
-  const ServerClocks& clocks() const { return clocks_; }
-
-  /// Opens the log of the run that goes on behind `step`, in checkpoint.directory where there is one. Throws
-  /// Error(Storage).
-  void open_log(storage::FileSystem& files, std::int64_t step);
-  /// Into the log. Allocates nothing.
-  void log(const ServerOperation& operation);
-  /// At a pause: what the next pieces() tell. The log is on the disk behind it.
-  void keep(const ServerClocks& clocks);
+  /// After initialise() or load(), for a run that stands behind `step`.
+  ServerClocks clocks(std::int64_t step) const;
+  /// The log that goes on from there, in `directory`. Throws Error(Storage).
+  std::unique_ptr<ExchangeLogWriter> open_log(storage::FileSystem& files, const std::string& directory,
+                                              std::int64_t step) const;
+  void restore_book(std::int64_t step);
+  /// Before pieces(), at a pause. `log` may be null.
+  void set(const ServerClocks& clocks, const ExchangeLogWriter* log);
 
  private:
-  bool bulk() const { return plan_.config.parallel.server.consistency == config::Consistency::Bsp; }
-
   const RunPlan& plan_;
-  const int server_;
+  const int server_, servers_;
   ServerStore& store_;
   BatchBook* book_;
-  ServerClocks clocks_;
+  bool loaded_ = false;
+  std::vector<ExchangePosition> loaded_positions_;  // [server] of the checkpoint; empty: others wrote it
+  std::vector<std::int64_t> loaded_clocks_, loaded_book_;
   ExchangePosition position_;
-  std::vector<std::int64_t> book_words_;
-  std::unique_ptr<ExchangeLogWriter> log_;
-  bool told_ = false;  // that the log cannot be written
+  std::vector<std::int64_t> clocks_, words_;
 };
 
 }  // namespace trainer::runtime

@@ -90,6 +90,7 @@ struct Point {
   std::int64_t save = 0, evaluate = 0, finish = 0;
   std::int64_t interrupted = 0, limit_reached = 0;
   std::int64_t diverged = 0;  // 1: in step `step` + 1
+  std::int64_t replica = -1;  // whose batch it was; −1: all together (bsp)
   double loss = 0, grad_norm = 0;
   std::int64_t records = 0;  // follow
 };

@@ -1,13 +1,16 @@
 #include "trainer/runtime/train.hpp"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <chrono>
+#include <map>
 #include <optional>
 
 #include "run_end.hpp"
 #include "saver.hpp"
 #include "served_run.hpp"
+#include "trainer/runtime/pass_table.hpp"
 #include "trainer/runtime/time_split.hpp"
 #include "trainer/runtime/worker.hpp"
 
@@ -50,6 +53,8 @@ class Run {
           "the last step are computed, and kept in its checkpoint, but not applied");
     }
 
+    if (worker_.shares() != nullptr) tell_shares(done);
+
     result_.first_step = done + 1;
     result_.last_step = done;
     const comm::ClockSample clock = comm::measure_clock(world_, plan_.node_of_rank, steady_nanoseconds);
@@ -85,7 +90,8 @@ class Run {
   bool one_step(std::int64_t step, Clock::time_point started) {
     times_.before_step();
     const std::int64_t before = options_.allocations ? options_.allocations() : 0;
-    const bool settle = save_is_due(step) || evaluation_is_due(step);
+    const bool look = step < total_ && worker_.rebalances_after(step);
+    const bool settle = look || save_is_due(step) || evaluation_is_due(step);
     const StepResult done = worker_.step(step, wants_stop(started), settle);
     const std::int64_t after = options_.allocations ? options_.allocations() : 0;
     times_.after_step();
@@ -106,7 +112,31 @@ class Run {
     for (const StepOutcome& outcome : done.round) stop = report(outcome, open_[settled++]);
     if (done.now) stop = report(*done.now, open_[settled++]);
     open_.erase(open_.begin(), open_.begin() + static_cast<std::ptrdiff_t>(settled));
+    if (look && done.now && worker_.rebalance(step)) tell_shares(step);
     return stop;
+  }
+
+  // Of steps behind this one.
+  void tell_shares(std::int64_t step) {
+    const ReplicaShares& shares = *worker_.shares();
+    observer_->shares({.step = step, .micro_batches = shares.shares(), .seconds = shares.seconds()});
+    if (shares.changes() == 0) return;
+    std::vector<double> milliseconds;
+    for (const double seconds : shares.seconds()) milliseconds.push_back(1e3 * seconds);
+    observer_->note(fmt::format("step {}: replicas take {} micro-batches from here on, as one takes them {:.3g} ms",
+                                step, fmt::join(shares.shares(), " + "), fmt::join(milliseconds, ", ")));
+  }
+
+  // [replica] what each walks; empty: all the plan's own.
+  std::vector<const schedule::Schedule*> tables() {
+    std::vector<const schedule::Schedule*> tables;
+    if (worker_.shares() == nullptr || world_.rank() != 0) return tables;
+    for (const std::int64_t count : worker_.shares()->shares()) {
+      schedule::Schedule& table = tables_[count];
+      if (table.ranks.empty()) table = pass_table(plan_, count).schedule;
+      tables.push_back(&table);
+    }
+    return tables;
   }
 
   // What a call took, until its step is settled.
@@ -124,7 +154,7 @@ class Run {
   void end_gather() {
     for (Spent& spent : open_) {
       if (!spent.gathers) continue;
-      spent.splits = split_ranks(plan_, times_.end_gather());
+      spent.splits = split_ranks(plan_, times_.end_gather(), tables());
       spent.gathers = false;
     }
   }
@@ -153,6 +183,7 @@ class Run {
     report.peak_flops = options_.peak_flops;
     if (options_.allocations) report.allocations = spent.allocations;
     report.splits = spent.splits;
+    if (worker_.shares() != nullptr) report.micro_batches = worker_.shares()->shares();
     observer_->step(report);
     return outcome.stop;
   }
@@ -189,7 +220,11 @@ class Run {
     const std::size_t log_bytes = options_.trace ? log_.bytes() : 0;  // a usual one is in `fixed`
     result_.memory = gather_memory(world_, predict_memory(plan_, world_.rank(), pool_.threads(), data_.bytes()),
                                    log_bytes, options_.base_memory);
-    gather_times(world_, plan_, log_, times_, clock, pool_.threads(), options_, result_);
+    gather_times(world_, plan_, log_, times_, clock, pool_.threads(), options_, result_, tables());
+    if (const ReplicaShares* shares = worker_.shares()) {
+      result_.micro_batches = shares->shares();
+      result_.balance_changes = shares->changes();
+    }
     result_.optimistic_updates = worker_.optimism().updates;
     result_.updates_taken_back = worker_.optimism().taken_back;
     conclude(result_, saver_, plan_, total_, interrupted, limit_reached_);
@@ -205,6 +240,7 @@ class Run {
   Saver& saver_;
   const std::int64_t total_;
   StepTimes times_;
+  std::map<std::int64_t, schedule::Schedule> tables_;  // [micro-batches]
   const double step_flops_ = step_flops(plan_);
   std::unique_ptr<Observer> observer_;
   bool limit_reached_ = false;
@@ -218,7 +254,7 @@ TrainResult train(comm::Communicator& world, const RunPlan& plan, const storage:
                   storage::FileSystem& files, const TrainOptions& options) {
   Saver saver(world, plan, data, files, options.build);
   saver.claim(options.resume, options.overwrite);
-  if (plan.servers() > 0) return train_served(world, plan, data, saver, options);
+  if (plan.servers() > 0) return train_served(world, plan, data, files, saver, options);
   return Run(world, plan, data, saver, options).go();
 }
 

@@ -157,6 +157,8 @@ const std::vector<Case>& cases() {
       {kGpt, "", "", {"parallel.exchange=local", "parallel.balance=auto"}},
       {kGpt, "", "", {"parallel.delayed_gradients=true", "training.optimistic_step=true"}},
       {kGpt, "", "", {"parallel.all_reduce.algorithm=ring", "parallel.compression={\"type\":\"int8\"}"}},
+      {kGpt, "", "", {"parallel.delayed_gradients=true", "parallel.compression={\"type\":\"int8\"}"}},
+      {kGpt, "", "", {"parallel.all_reduce.algorithm=mpi", "parallel.all_reduce.wire=bfloat16"}},
       {kGpt, "", "", {"parallel.balance=auto", "parallel.schedule=file", "parallel.schedule_file=a.csv"}},
       {kGpt, "", "", {"parallel.injected_delay=[0,-1]"}},
   };

@@ -67,6 +67,17 @@ TEST_CASE("a steady-state step allocates nothing") {
                                {"parallel.data=" + std::to_string(world.size()), "training.micro_batches=2",
                                 "parallel.all_reduce.bucket_elements=1000", "parallel." + more}) == 0);
   }
+  // Rounds end after steps 3, 6, 9 and 12.
+  for (const std::string axis : {"data", "pipeline", "tensor"}) {
+    CAPTURE(axis);
+    CHECK(allocations_in_steps(world, "gpt tied",
+                               {"parallel." + axis + "=" + std::to_string(world.size()), "training.micro_batches=2",
+                                "parallel.exchange=local", "parallel.local.steps=3"},
+                               false) == 0);
+  }
+  CHECK(allocations_in_steps(world, "gpt tied",
+                             {"parallel.data=" + std::to_string(world.size()), "training.micro_batches=2",
+                              "parallel.balance=auto"}) == 0);
   // The counter counts.
   const std::int64_t before = app::allocation_count();
   const auto kept = std::make_unique<int>(1);

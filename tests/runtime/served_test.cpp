@@ -1,64 +1,218 @@
 // Runs whose parameters live on servers: ranks as threads.
 #include <doctest/doctest.h>
-#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
 
 #include "support/served_cases.hpp"
 
 using namespace trainer;
+using test::Conditions;
+using test::log_of;
+using test::mesh_case;
+using test::run_in;
+using test::RunDirectory;
+using test::ServedCase;
+using test::tensors_of;
 
 namespace {
 
-test::Trained train(const test::Case& c, std::int64_t ranks, comm::SendMode mode = comm::SendMode::Eager,
-                    std::uint64_t fault_seed = 0) {
-  static int count = 0;
-  const std::string directory = (std::filesystem::temp_directory_path() /
-                                 ("trainer-served-" + std::to_string(getpid()) + "-" + std::to_string(count++)))
-                                    .string();
-  test::Trained trained;
-  comm::run_in_process(
-      static_cast<int>(ranks),
-      [&](comm::Communicator& inner) {
-        const auto faulty = fault_seed == 0 ? nullptr : comm::make_faulty(inner, fault_seed, 0.0005);
-        test::Trained mine = test::run(faulty ? *faulty : inner, c, directory);
-        if (inner.rank() == 0) trained = std::move(mine);
-      },
-      mode);
-  return trained;
-}
+void be_patient() { comm::set_wait_policy({.yield = true, .hang_seconds = 60, .progress = {}}); }
 
-test::Case mesh(const std::string& model, std::int64_t data, std::int64_t pipeline, std::int64_t tensor,
-                const std::string& extra = "") {
-  test::Case c;
-  c.model = model;
-  c.data = data;
-  c.pipeline = pipeline;
-  c.tensor = tensor;
-  c.micro_batches = 2;
-  c.extra = extra;
-  return c;
+const std::string kMomentum =
+    "optimizer={\"type\":\"sgd\",\"learning_rate\":0.1,\"momentum\":0.9,\"weight_decay\":0.01}";
+
+// Losses, norms, weights and optimizer state.
+void check_same(const test::Kept& a, const test::Kept& b) {
+  REQUIRE(a.steps.size() == b.steps.size());
+  for (std::size_t i = 0; i < a.steps.size(); ++i) {
+    CHECK(a.steps[i].step == b.steps[i].step);
+    CHECK(a.steps[i].loss == b.steps[i].loss);
+    CHECK(a.steps[i].grad_norm == b.steps[i].grad_norm);
+    CHECK(a.steps[i].learning_rate == b.steps[i].learning_rate);
+  }
+  CHECK(a.result.validation_loss == b.result.validation_loss);
+  const auto mine = tensors_of(a.result.checkpoint, true);
+  CHECK(mine.size() > 3);
+  CHECK(mine == tensors_of(b.result.checkpoint, true));
 }
 
 }  // namespace
 
 TEST_CASE("bsp servers give the bits of all_reduce") {
-  comm::set_wait_policy({.yield = true, .hang_seconds = 60, .progress = {}});
-  const std::string momentum =
-      "optimizer={\"type\":\"sgd\",\"learning_rate\":0.1,\"momentum\":0.9,\"weight_decay\":0.01};training.steps=8";
-  std::vector<test::ServedCase> cases;
+  be_patient();
+  std::vector<ServedCase> cases;
   for (std::int64_t servers = 1; servers <= 3; ++servers) {
     for (std::int64_t replicas = 1; replicas <= 4; ++replicas) {
-      cases.push_back({mesh(replicas % 2 == 1 ? "mlp" : "gpt tied", replicas, 1, 1), servers, ""});
-      cases.push_back({mesh("gpt tied", replicas, 1, 1, momentum), servers, "parallel.notify=true"});
+      cases.push_back({mesh_case(replicas % 2 == 1 ? "mlp" : "gpt tied", replicas, 1, 1), servers, ""});
+      cases.push_back(
+          {mesh_case("gpt tied", replicas, 1, 1, kMomentum + ";training.steps=8"), servers, "parallel.notify=true"});
     }
-    cases.push_back({mesh("gpt tied", 2, 2, 1), servers, ""});
-    cases.push_back({mesh("gpt untied", 2, 1, 2), servers, "parallel.notify=true"});
-    cases.push_back({mesh("gpt tied", 2, 2, 2, "training.steps=6"), servers, ""});
-    cases.push_back({mesh("sequential", 3, 1, 2, "training.steps=6"), servers, ""});
-    cases.push_back({mesh("mlp", 3, 1, 1, "model.hidden_sizes=[300,217];training.gradient_clip=0.05"), servers, ""});
+    cases.push_back({mesh_case("gpt tied", 2, 2, 1), servers, ""});
+    cases.push_back({mesh_case("gpt untied", 2, 1, 2), servers, "parallel.notify=true"});
+    cases.push_back({mesh_case("gpt tied", 2, 2, 2, "training.steps=6"), servers, ""});
+    cases.push_back({mesh_case("sequential", 3, 1, 2, "training.steps=6"), servers, ""});
+    cases.push_back(
+        {mesh_case("mlp", 3, 1, 1, "model.hidden_sizes=[300,217];training.gradient_clip=0.05"), servers, ""});
   }
-  for (const test::ServedCase& c : cases) {
+  // A last step that is partly padding, and evaluations on the way.
+  cases.push_back({mesh_case("mlp", 3, 1, 1,
+                             "training.epochs=2.3;training.steps=0;data.validation_fraction=0.2;"
+                             "training.eval_every=3;checkpoint.every_steps=4"),
+                   2, ""});
+  for (const ServedCase& c : cases) {
     CAPTURE(c.name());
-    const test::Trained served = train(c.served(), c.ranks());
-    CHECK(test::distance(served, train(c.c, c.c.ranks())).same_bits);
+    const RunDirectory served("served"), summed("summed");
+    check_same(run_in(served.path, c.served(), c.ranks()), run_in(summed.path, c.c, c.c.ranks()));
   }
+}
+
+TEST_CASE("late and reordered messages, and sends that wait for their receive, change no bit of bsp") {
+  be_patient();
+  for (const ServedCase& c : {ServedCase{mesh_case("gpt tied", 2, 2, 1, "training.steps=4"), 2, ""},
+                              ServedCase{mesh_case("mlp", 3, 1, 1, "training.steps=4;model.hidden_sizes=[300,217]"), 3,
+                                         "parallel.notify=true"}}) {
+    const RunDirectory calm("calm");
+    const test::Kept reference = run_in(calm.path, c.served(), c.ranks());
+    for (const std::uint64_t seed : {0, 1, 2}) {
+      const RunDirectory rough("rough");
+      check_same(run_in(rough.path, c.served(), c.ranks(), {.mode = comm::SendMode::Rendezvous, .fault_seed = seed}),
+                 reference);
+    }
+  }
+}
+
+TEST_CASE("one replica by itself has the bits of one rank, in every consistency") {
+  be_patient();
+  const test::Case one = mesh_case("gpt tied", 1, 1, 1);
+  const RunDirectory alone("alone");
+  const test::Kept reference = run_in(alone.path, one, 1);
+  for (const std::string keys : {"parallel.consistency=async", "parallel.consistency=ssp;parallel.staleness=0",
+                                 "parallel.consistency=async;parallel.notify=true", "parallel.consistency=bsp"}) {
+    for (const std::int64_t servers : {1, 2}) {
+      CAPTURE(keys);
+      const ServedCase c{one, servers, keys};
+      const RunDirectory served("served");
+      check_same(run_in(served.path, c.served(), c.ranks()), reference);
+    }
+  }
+}
+
+// ---- what a replica may read ------------------------------------------------------------------------------------
+
+namespace {
+
+// Walks a server's log and asserts the bound at every read. Returns how many reads saw an update of a clock that the
+// reader itself has still to make.
+int check_reads(const runtime::ExchangeLog& log, std::int64_t staleness) {
+  std::vector<std::int64_t> clocks(static_cast<std::size_t>(log.header.replicas));
+  std::int64_t version = log.records.front().version;
+  int ahead = 0;
+  for (const runtime::ExchangeRecord& record : log.records) {
+    auto& mine = clocks[static_cast<std::size_t>(record.replica)];
+    CHECK(record.clock == mine);
+    if (record.kind == runtime::ExchangeKind::Push) {
+      ++mine;
+      CHECK(record.version == ++version);
+    } else {
+      CHECK(record.version == version);
+      // Its own updates, and everybody's up to clock − staleness − 1, which makes so many updates.
+      for (const std::int64_t other : clocks) CHECK(other >= record.clock - staleness);
+      if (*std::max_element(clocks.begin(), clocks.end()) > record.clock) ++ahead;
+    }
+    const auto [least, most] = std::minmax_element(clocks.begin(), clocks.end());
+    CHECK(*most - *least <= staleness + 1);
+  }
+  return ahead;
+}
+
+}  // namespace
+
+TEST_CASE("ssp: no read is staler than it may be, under delays, and staleness 0 is not synchronous SGD") {
+  be_patient();
+  int ahead_at_0 = 0;
+  for (const std::int64_t staleness : {0, 1, 3}) {
+    for (const std::uint64_t seed : {1, 2, 3}) {
+      const std::string slow = seed == 2 ? ";parallel.injected_delay=[0,0.4,0]" : "";
+      const ServedCase c{mesh_case("mlp", 3, 1, 1, "training.steps=12"), 2,
+                         "parallel.consistency=ssp;parallel.staleness=" + std::to_string(staleness) + slow +
+                             (seed == 3 ? ";parallel.notify=true" : "")};
+      CAPTURE(c.name());
+      const RunDirectory directory("ssp");
+      // Where only one replica's messages are late, the others have long pushed when it pulls.
+      const Conditions rough{.mode = comm::SendMode::Rendezvous,
+                             .fault_seed = seed,
+                             .most_delay = 0.003,
+                             .faulty_rank = seed == 1 ? 1 : -1};
+      const test::Kept kept = run_in(directory.path, c.served(), c.ranks(), rough);
+      CHECK(kept.steps.size() == 12);
+      for (int s = 0; s < 2; ++s) {
+        const int ahead = check_reads(log_of(directory.path, s), staleness);
+        if (staleness == 0) ahead_at_0 += ahead;
+      }
+    }
+  }
+  CHECK(ahead_at_0 > 0);
+}
+
+TEST_CASE("async: every batch of the stream is pushed once, at each replica's own pace") {
+  be_patient();
+  for (const std::string notify : {"false", "true"}) {
+    const ServedCase c{mesh_case("gpt tied", 3, 1, 1, "training.steps=10"), 2,
+                       "parallel.consistency=async;parallel.injected_delay=[0,0,3];parallel.notify=" + notify};
+    const RunDirectory directory("async");
+    const test::Kept kept = run_in(directory.path, c.served(), c.ranks());
+    REQUIRE(kept.steps.size() == 10);
+    CHECK(kept.steps.back().exchange_bytes > 0);
+    for (int s = 0; s < 2; ++s) {
+      std::vector<std::int64_t> firsts, of_replica(3);
+      for (const runtime::ExchangeRecord& record : log_of(directory.path, s).records) {
+        if (record.kind != runtime::ExchangeKind::Push) continue;
+        CHECK(record.count == 8);
+        firsts.push_back(record.first);
+        ++of_replica[static_cast<std::size_t>(record.replica)];
+      }
+      std::sort(firsts.begin(), firsts.end());
+      REQUIRE(firsts.size() == 30);
+      for (std::size_t i = 0; i < firsts.size(); ++i) CHECK(firsts[i] == static_cast<std::int64_t>(8 * i));
+      CHECK(of_replica[2] < std::min(of_replica[0], of_replica[1]));
+    }
+  }
+}
+
+TEST_CASE("backup: a step goes without its slowest replica, and its gradient is the mean over the others") {
+  be_patient();
+  const ServedCase c{mesh_case("mlp", 3, 1, 1, "training.steps=10"), 2,
+                     "parallel.backup=1;parallel.injected_delay=[0,2.5,0]"};
+  const RunDirectory directory("backup");
+  const test::Kept kept = run_in(directory.path, c.served(), c.ranks());
+  CHECK(kept.steps.size() == 10);
+  std::int64_t of_slow = 0;
+  for (int s = 0; s < 2; ++s) {
+    std::int64_t pushes = 0, steps = 0;
+    for (const runtime::ExchangeRecord& record : log_of(directory.path, s).records) {
+      if (record.kind == runtime::ExchangeKind::Push) {
+        ++pushes;
+        CHECK(record.clock == steps);
+        if (record.replica == 1) ++of_slow;
+      }
+      if (record.kind != runtime::ExchangeKind::Apply) continue;
+      CHECK(pushes == 2);
+      pushes = 0;
+      CHECK(record.clock == ++steps);
+    }
+    CHECK(steps == 10);
+  }
+  CHECK(of_slow < 10);
+  // A first step without replica 1 is the step of the other two, whose shares make the whole batch.
+  const RunDirectory first("first");
+  const ServedCase once{mesh_case("mlp", 3, 1, 1, "training.steps=1"), 1,
+                        "parallel.backup=1;parallel.injected_delay=[0,40,0]"};
+  const test::Kept step = run_in(first.path, once.served(), once.ranks());
+  const ServedCase all{mesh_case("mlp", 3, 1, 1, "training.steps=1"), 1, ""};
+  const RunDirectory whole("whole");
+  const test::Kept usual = run_in(whole.path, all.served(), all.ranks());
+  CHECK(step.steps.front().loss == doctest::Approx(usual.steps.front().loss).epsilon(0.2));
+  CHECK(step.steps.front().loss != usual.steps.front().loss);
+  CHECK(step.steps.front().grad_norm == doctest::Approx(usual.steps.front().grad_norm).epsilon(0.5));
 }

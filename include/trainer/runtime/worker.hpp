@@ -14,6 +14,7 @@
 #include "trainer/runtime/executor.hpp"
 #include "trainer/runtime/local_rounds.hpp"
 #include "trainer/runtime/optimistic_step.hpp"
+#include "trainer/runtime/replica_shares.hpp"
 #include "trainer/runtime/run_plan.hpp"
 #include "trainer/runtime/saved_state.hpp"
 #include "trainer/storage/checkpoint.hpp"
@@ -59,6 +60,15 @@ class Worker : public SavedState {
   StepResult step(std::int64_t step, bool stop, bool settle);
   /// A settled step.
   StepOutcome step(std::int64_t step, bool stop) { return *this->step(step, stop, true).now; }
+  /// With parallel.balance "auto": whether shares of micro-batches are looked at after this step, which must be settled
+  /// then; and the look itself, collective, between steps. True when the shares have changed.
+  bool rebalances_after(std::int64_t step) const { return shares_ && shares_->due(step); }
+  bool rebalance(std::int64_t step);
+  /// Takes these shares [replica], alike on all ranks, between steps.
+  void take_shares(std::vector<std::int64_t> shares);
+  /// Null: they are even.
+  const ReplicaShares* shares() const { return shares_.get(); }
+
   /// Optimistic updates so far, and how many of them were taken back.
   struct Optimism {
     std::int64_t updates = 0, taken_back = 0;
@@ -87,6 +97,11 @@ class Worker : public SavedState {
   /// Positions of the stream from here on are padding.
   std::int64_t sample_limit() const { return sample_limit_; }
 
+  /// Throws Error(Diverged) on every rank, having looked for where it began in what was computed last. `who` (" in
+  /// replica 1") and `since`, what did not happen, are alike on all ranks. Collective.
+  [[noreturn]] void diverge(std::int64_t step, double loss, double grad_norm, const std::string& who = "",
+                            const std::string& since = "No weight was changed in this step");
+
   const storage::Split& split() const { return split_; }
   std::int64_t total_steps() const { return total_steps_; }
   const plan::Coordinates& coordinates() const { return at_; }
@@ -95,8 +110,11 @@ class Worker : public SavedState {
 
  private:
   struct Program;  // layouts, their runners and executor
+  void make_runners(Program& program);
   void wire(Program& program, const schedule::Schedule& schedule, const std::vector<schedule::StageSlots>& slots,
             int channel);
+  /// Makes the training program walk the table of this replica's share.
+  void take_share();
   /// What this rank's loss and gradient are means over: the global batch, or the replica's share of it.
   GlobalBatch batch_of_means(std::int64_t step) const;
   /// [stage] world ranks of this replica and tensor place.
@@ -116,9 +134,6 @@ class Worker : public SavedState {
   bool confirm();
   /// After a pass that was given up: brings the weights to where the plain way has them.
   void repair(const StepOutcome& outcome);
-  /// `who` (" in replica 1") and `since`, what did not happen, are alike on all ranks.
-  [[noreturn]] void diverge(std::int64_t step, double loss, double grad_norm, const std::string& who = "",
-                            const std::string& since = "No weight was changed in this step");
   // Rounds of local steps.
   StepResult local_step(std::int64_t step, bool stop, bool settle);
   LocalStep train_alone(std::int64_t step);
@@ -130,6 +145,7 @@ class Worker : public SavedState {
   ThreadPool& pool_;
   comm::Communicator& world_;
   ActionLog* log_;
+  std::unique_ptr<ActionLog> own_log_;  // where nobody gave one and times are needed
   plan::Coordinates at_;
   plan::LocalGraph local_;
   storage::Split split_;
@@ -150,7 +166,8 @@ class Worker : public SavedState {
   std::optional<BatchSource> own_batches_;      // where replicas are apart
   std::unique_ptr<OptimisticStep> optimistic_;  // null: the plain way
   std::optional<comm::WaitProgress> wait_progress_;
-  StepOutcome confirmed_;                // by the last confirm()
+  StepOutcome confirmed_;  // by the last confirm()
+  std::unique_ptr<ReplicaShares> shares_;
   std::unique_ptr<LocalRounds> rounds_;  // null: replicas exchange gradients
   std::vector<StepOutcome> round_outcomes_;
   Optimism optimism_;
