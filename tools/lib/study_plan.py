@@ -68,6 +68,10 @@ class Strategy:
     def ranks(self):
         return REPLICAS + self.parallel.get("servers", 0)
 
+    def counted(self):
+        """The share of the samples that make it into an update."""
+        return 1 - self.parallel.get("backup", 0) / REPLICAS
+
     def candidates(self, model):
         """What it is tuned over, equally many for all: {dotted key: value} each."""
         momenta = MOMENTA[:1] if self.outer else MOMENTA
