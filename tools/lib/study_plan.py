@@ -44,7 +44,7 @@ SGD = {"type": "sgd", "momentum": 0.9, "schedule": SCHEDULE}
 MODELS = {one.key: one for one in (
     Model("mlp", "MLP on MNIST",
           {"type": "mlp", "input_size": 784, "hidden_sizes": [32], "output_size": 10, "activation": "gelu"},
-          64, 360, 2.0, SGD, (0.5, 1.0, 2.0), {}),
+          64, 360, 2.0, SGD, (0.5, 1.0, 2.0), {"gradient_clip": 1.0}),
     Model("gpt", "GPT on Tiny Shakespeare",
           {"type": "gpt", "vocab_size": 65, "context_length": 16, "hidden_size": 32, "num_layers": 2, "num_heads": 4},
           64, 250, 3.0, SGD, (0.5, 1.0, 2.0),
@@ -67,6 +67,10 @@ class Strategy:
 
     def ranks(self):
         return REPLICAS + self.parallel.get("servers", 0)
+
+    def counted(self):
+        """The share of the samples that make it into an update."""
+        return 1 - self.parallel.get("backup", 0) / REPLICAS
 
     def candidates(self, model):
         """What it is tuned over, equally many for all: {dotted key: value} each."""

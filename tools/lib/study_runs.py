@@ -27,6 +27,12 @@ def command_of(arguments, ranks, setting, path, bytes_file):
             arguments.trainer], own
 
 
+def counted_rows(rows, strategy):
+    """Without what backup replicas compute for nothing, which metrics.jsonl counts as samples of a step."""
+    share = strategy.counted()
+    return [{**row, "samples": share * row["samples"]} if "samples" in row else row for row in rows]
+
+
 def smoothed(rows):
     """[samples, seconds since the start, mean loss of the last tenth of the steps] at up to POINTS steps."""
     window = max(1, len(rows) // 10)
@@ -46,8 +52,8 @@ def rate_of(rows):
     return (rows[-1]["samples"] - rows[first]["samples"]) / seconds
 
 
-def facts_of(folder, bytes_file):
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+def facts_of(folder, bytes_file, strategy):
+    rows = counted_rows(map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()), strategy)
     steps = [row for row in rows if "loss" in row]
     evaluations = [row for row in rows if "validation_loss" in row]
     if not evaluations or len(steps) < 3:
@@ -82,4 +88,4 @@ def train(arguments, scratch, number, model, strategy, setting, seed, candidate)
             return {**record, "diverged": True}
         if code != 0:
             raise runs.Failed(f"exit code {code}: {run.tail()}")
-    return {**record, **facts_of(folder, bytes_file)}
+    return {**record, **facts_of(folder, bytes_file, strategy)}

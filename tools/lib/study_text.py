@@ -14,7 +14,7 @@ the samples for all strategies, so that differences to synchronous all-reduce ar
 
 **How to read it.** *Final loss* is the loss on held-out samples after the last step (mean ± standard deviation over the seeds), *against
 synchronous* the mean and deviation of the pairs' differences; in bold where it is more than {limit:g}% (asynchronous strategies: 5%). *Samples/s* leaves out
-the first tenth of the steps. *To loss* is the median time until the mean training loss of the last tenth of the steps has come down to
+the first tenth of the steps, and samples of replicas whose gradients were dropped. *To loss* is the median time until the mean training loss of the last tenth of the steps has come down to
 what synchronous all-reduce has after {at:.0%} of its samples: the column that speed and loss both go into. *MB sent* is what all
 ranks sent in a run, with headers and control messages, counted at the network interfaces of the third setting; the same messages are needed in the other two,
 though ranks of one host hand some of them over in memory. Every strategy sees equally many samples. Lines in the plots are medians over seeds of the running mean of the
