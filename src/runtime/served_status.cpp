@@ -22,8 +22,7 @@ std::string path_of(const config::Config& config) {
 
 ServedStatus::ServedStatus(const RunPlan& plan, storage::FileSystem& files, const ParameterServer& server,
                            const TaskBook* tasks, std::int64_t total_steps)
-    : plan_(plan),
-      files_(files),
+    : files_(files),
       server_(server),
       tasks_(tasks),
       path_(path_of(plan.config)),
@@ -55,6 +54,9 @@ void ServedStatus::write(std::int64_t step, double now) {
   status_.servers.front().version = server_.clocks().version;
   status_.written = std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
   watch_.fill(status_, parked_, server_.clocks().version, tasks_, now);
+  if (status_.state == "done" || status_.state == "interrupted") {
+    for (observe::RunStatus::Replica& replica : status_.replicas) replica.doing = "-";
+  }
   const std::string text = observe::to_json(status_);
   try {
     const std::string partial = path_ + ".partial";

@@ -30,7 +30,6 @@ class ServedStatus {
  private:
   void write(std::int64_t step, double now);
 
-  const RunPlan& plan_;
   storage::FileSystem& files_;
   const ParameterServer& server_;
   const TaskBook* tasks_;
