@@ -70,17 +70,6 @@ void require_precision(const config::Config& config, const std::string& kernels)
   runtime::require_precision(config);
 }
 
-// What the configuration can say and this version does not do yet. Each goes as it comes.
-void refuse_unbuilt(const config::Parallel& p) {
-  const auto refuse = [](const char* what) {
-    throw Error(ExitCode::Usage, fmt::format("{}: not in this version", what));
-  };
-  if (p.tasks) refuse("parallel.tasks");
-  if (p.balance == config::Balance::Auto) refuse("parallel.balance \"auto\"");
-  if (p.delayed_gradients) refuse("parallel.delayed_gradients");
-  if (p.all_reduce != config::AllReduce{}) refuse("parallel.all_reduce");
-}
-
 }  // namespace
 
 std::string agreed_text(comm::Communicator& world, const std::function<std::string()>& read) {
@@ -126,7 +115,6 @@ PreparedRun prepare_run(comm::Communicator& world, RunRequest request, DataCache
   run.costs = agreed_profile(world, request.config);
   runtime::agree(world, [&] {
     require_precision(request.config, request.kernels);
-    refuse_unbuilt(request.config.parallel);
     run.plan = runtime::make_plan(std::move(request.config), request.ranks, {run.costs ? &*run.costs : nullptr, {}});
     runtime::require_compression(run.plan);
     run.data = cache.load(run.plan.config, runtime::model_input(run.plan.graph));

@@ -2,6 +2,7 @@
 #include "train_report.hpp"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <optional>
@@ -13,6 +14,7 @@
 #include "trainer/plan/cut.hpp"
 #include "trainer/runtime/gradient_sync.hpp"
 #include "trainer/runtime/parameters.hpp"
+#include "trainer/runtime/pass_table.hpp"
 #include "trainer/runtime/recompute.hpp"
 #include "trainer/runtime/server_plan.hpp"
 
@@ -63,9 +65,10 @@ std::string partition_table(const runtime::RunPlan& plan, int threads, std::size
 }
 
 // A step of the table, as the run's optimizer step lets passes follow each other.
-static schedule::Timing timing_of(const runtime::RunPlan& plan, const std::vector<schedule::StageTimes>& times) {
-  return plan.config.training.optimistic_step ? schedule::simulate_without_barrier(plan.training, times)
-                                              : schedule::simulate(plan.training, times);
+static schedule::Timing timing_of(const runtime::RunPlan& plan, const schedule::Schedule& table,
+                                  const std::vector<schedule::StageTimes>& times) {
+  return plan.config.training.optimistic_step ? schedule::simulate_without_barrier(table, times)
+                                              : schedule::simulate(table, times);
 }
 
 // What the backward computes again, and what it costs beside "FLOPs a step".
@@ -96,7 +99,7 @@ std::string summary(const runtime::RunPlan& plan) {
   for (std::int64_t s = 0; s < plan.stages(); ++s) {
     times.push_back(runtime::stage_flops(plan, StageId(s)));
   }
-  const double bubble = timing_of(plan, times).bubble();
+  const double bubble = timing_of(plan, plan.training, times).bubble();
   return fmt::format(
       "model: {} parameters, {} units, {} FLOPs a step\n"
       "mesh: data {} × pipeline {} × tensor {} = {} rank{}; {} micro-batch{} of {} sample{} a replica\n{}"
@@ -118,6 +121,9 @@ std::optional<schedule::Timing> simulated_pass(const runtime::RunPlan& plan, con
   if (plan.mesh.pipeline == 1 || result.passes.empty()) return std::nullopt;
   std::optional<schedule::Timing> slowest;
   for (std::int64_t d = 0; d < plan.mesh.data; ++d) {
+    const runtime::PassTable own = result.micro_batches.empty()
+                                       ? runtime::PassTable{plan.training, {}}
+                                       : runtime::pass_table(plan, result.micro_batches[static_cast<std::size_t>(d)]);
     for (std::int64_t t = 0; t < plan.mesh.tensor; ++t) {
       std::vector<schedule::StageTimes> times(static_cast<std::size_t>(plan.stages()));
       for (std::int64_t p = 0; p < plan.mesh.pipeline; ++p) {
@@ -125,7 +131,7 @@ std::optional<schedule::Timing> simulated_pass(const runtime::RunPlan& plan, con
         const std::vector<StageId>& stages = plan.stages_of(p);
         for (std::size_t s = 0; s < stages.size(); ++s) times[stages[s].index()] = result.passes[rank].compute[s];
       }
-      schedule::Timing timing = timing_of(plan, times);
+      schedule::Timing timing = timing_of(plan, own.schedule, times);
       if (!slowest || timing.step > slowest->step) slowest = std::move(timing);
     }
   }
@@ -234,6 +240,7 @@ void write_summary(const runtime::RunPlan& plan, const runtime::TrainResult& res
   facts.accuracy = result.accuracy;
   facts.seconds = result.seconds;
   facts.exchange_bytes = result.exchange_bytes;
+  facts.micro_batches = result.micro_batches;
   facts.exit_code = static_cast<int>(result.code);
   for (std::size_t r = 0; r < result.memory.size(); ++r) {
     const runtime::RankMemory& memory = result.memory[r];
@@ -291,6 +298,17 @@ void report(const runtime::RunPlan& plan, const runtime::TrainResult& result, co
   if (plan.config.training.optimistic_step) {
     print(fmt::format("optimistic updates: {} of {} steps, {} taken back\n", result.optimistic_updates, steps,
                       result.updates_taken_back));
+  }
+  if (plan.local_steps()) {
+    print(fmt::format("weights sent between replicas: {} a round of {} steps by all ranks\n",
+                      human_bytes(result.exchange_bytes * static_cast<double>(plan.config.parallel.local.steps) /
+                                  static_cast<double>(steps)),
+                      plan.config.parallel.local.steps));
+  }
+  if (!result.micro_batches.empty()) {
+    print(fmt::format("micro-batches of a step by replica: {}; changed {} time{}\n",
+                      fmt::join(result.micro_batches, " + "), result.balance_changes,
+                      result.balance_changes == 1 ? "" : "s"));
   }
   if (plan.compresses()) print(exchange_line(plan, result, steps));
   if (!result.checkpoint.empty()) print(fmt::format("checkpoint: {}\n", result.checkpoint));

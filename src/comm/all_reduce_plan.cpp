@@ -20,7 +20,7 @@ constexpr std::int64_t kPieces = 2;                        // in flight
 constexpr std::int64_t kPassedElements = 64 * 1024;
 constexpr std::int64_t kSmallestPassedElements = 8 * 1024;
 constexpr std::int64_t kMostPassed = 16;
-constexpr std::int64_t kRingElements = 128 * 1024;  // below, Automatic takes no ring
+constexpr std::int64_t kRingElements = 64 * 1024;  // below, Automatic takes no ring
 constexpr std::int64_t kCacheLine = 64;
 
 using Queue = std::size_t;

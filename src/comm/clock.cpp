@@ -50,7 +50,8 @@ ClockSample measure(Communicator& world, std::int64_t (*clock)()) {
 ClockSample measure_clock(Communicator& world, const std::vector<int>& node_of_rank, std::int64_t (*clock)()) {
   std::vector<int> leaders;  // the first rank of each node; that of rank 0's is rank 0
   std::vector<std::size_t> leader_of(node_of_rank.size(), 0);
-  for (std::size_t r = 0; r < node_of_rank.size(); ++r) {
+  const std::size_t ranks = std::min(node_of_rank.size(), static_cast<std::size_t>(world.size()));
+  for (std::size_t r = 0; r < ranks; ++r) {
     const auto same = [&](int leader) { return node_of_rank[static_cast<std::size_t>(leader)] == node_of_rank[r]; };
     const auto found = std::find_if(leaders.begin(), leaders.end(), same);
     leader_of[r] = static_cast<std::size_t>(found - leaders.begin());

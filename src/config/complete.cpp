@@ -307,7 +307,7 @@ void complete(Config& config, const Value& root, const Origin& origin) {
   completion.batch();
   completion.pipeline();
   completion.others();
-  complete_compression(config.parallel.compression, root, origin);
+  complete_compression(config.parallel.compression, config.optimizer.type, root, origin);
   complete_exchange(config, origin);
 }
 

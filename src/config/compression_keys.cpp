@@ -65,6 +65,22 @@ void refuse_unless(bool fits, const Value& written, const char* key, bool is_def
                           key, to_short_text(*written.find(key)), name_of(c.type), types));
 }
 
+// A vote gives every element of a tensor one magnitude, so AdamW's second moment is one number for all of them: what it
+// is there for is gone, and AdamW moves as an SGD with momentum of another learning rate does (Tang et al., "1-bit
+// Adam", ICML 2021; there the second moment comes from uncompressed steps and is then frozen). The other types keep
+// sizes.
+void refuse_sign_with_adamw(const Value& root, const Origin& origin) {
+  const Value* written = root.find("optimizer");
+  const bool by_default = !written || !written->find("type");
+  origin.fail(
+      {"parallel.compression.type", "optimizer.type"},
+      fmt::format("parallel.compression.type is \"sign\", which gives every element of a tensor the same "
+                  "magnitude, but optimizer.type is \"adamw\"{}, which divides each element by its own; expected "
+                  "optimizer.type \"sgd\", for example {{\"type\": \"sgd\", \"learning_rate\": 0.05, \"momentum\": "
+                  "0.9}}, or another compression",
+                  by_default ? " (the default)" : ""));
+}
+
 }  // namespace
 
 std::vector<Key<Parallel>> compression_keys() {
@@ -97,7 +113,7 @@ std::vector<Key<Parallel>> compression_keys() {
                set_layers, get_layers)};
 }
 
-void complete_compression(Compression& c, const Value& root, const Origin& origin) {
+void complete_compression(Compression& c, OptimizerType optimizer, const Value& root, const Origin& origin) {
   const Value* parallel = root.find("parallel");
   const Value* written = parallel ? parallel->find("compression") : nullptr;
   if (!written) return;
@@ -114,6 +130,7 @@ void complete_compression(Compression& c, const Value& root, const Origin& origi
   refuse_unless(power, *written, "rank", c.rank == usual.rank, "\"power_sgd\"", c, origin);
   refuse_unless(!none, *written, "min_elements", c.min_elements == usual.min_elements, "every other type", c, origin);
   refuse_unless(!none, *written, "layers", c.layers.empty(), "every other type", c, origin);
+  if (c.type == CompressionType::Sign && optimizer == OptimizerType::AdamW) refuse_sign_with_adamw(root, origin);
   if (sparse || power || none) return;
   if (!written->find("error_feedback")) c.error_feedback = false;
   if (c.error_feedback) {

@@ -125,7 +125,8 @@ std::vector<Key<Parallel>> exchange_keys() {
              [](Parallel& p) -> bool& { return p.all_reduce.sum; }),
       integer("all_reduce.bucket_elements", 1, kMostElements, "gradients that are summed together, at least",
               [](Parallel& p) -> std::int64_t& { return p.all_reduce.bucket_elements; }),
-      boolean("delayed_gradients", "a step applies the gradients of the step before, whose sum has run behind it",
+      boolean("delayed_gradients",
+              "a step applies the gradients of the step before (staleness 1), whose sum runs behind it",
               [](Parallel& p) -> bool& { return p.delayed_gradients; }),
       integer("servers", 0, kMostServers, "exchange server: ranks that hold the parameters, outside the mesh; 0: 1",
               [](Parallel& p) -> std::int64_t& { return p.server.count; }),
@@ -178,7 +179,7 @@ void refuse_strays(const Config& config, const Origin& origin) {
   const bool summed = p.exchange == Exchange::AllReduce;
   const bool local = p.exchange == Exchange::Local;
   const Consistency consistency = p.server.consistency;
-  const std::array<Stray, 19> strays = {{
+  const std::array<Stray, 20> strays = {{
       {"servers", p.server.count > 0, served, "exchange \"server\""},
       {"consistency", consistency != usual.server.consistency, served, "exchange \"server\""},
       {"staleness", p.server.staleness != usual.server.staleness, served && consistency == Consistency::Ssp,
@@ -208,6 +209,7 @@ void refuse_strays(const Config& config, const Origin& origin) {
       {"local.outer_learning_rate", p.local.outer_learning_rate != usual.local.outer_learning_rate, local,
        "exchange \"local\""},
       {"local.outer_momentum", p.local.outer_momentum != usual.local.outer_momentum, local, "exchange \"local\""},
+      {"local.nesterov", p.local.nesterov != usual.local.nesterov, local, "exchange \"local\""},
   }};
   for (const Stray& stray : strays) {
     if (!stray.set || stray.fits) continue;
@@ -245,11 +247,23 @@ void complete_exchange(Config& config, const Origin& origin) {
            "parallel.compression has messages of its own, which parallel.all_reduce.algorithm and wire do not change; "
            "leave these out, or the compression");
   }
-  if (p.balance == Balance::Auto && p.schedule == ScheduleName::File) {
-    refuse({"parallel.balance", "parallel.schedule"},
-           "parallel.balance is \"auto\", but parallel.schedule is \"file\", which is made for one number of "
-           "micro-batches; replicas that divide a batch by their speed need schedules for many: take another schedule, "
-           "or balance \"even\"");
+  if (compressed && p.delayed_gradients) {
+    refuse({"parallel.delayed_gradients", "parallel.compression.type"},
+           "parallel.delayed_gradients is true with parallel.compression; what a compressor keeps back of a step comes "
+           "from the exchange of the step before, which would still run; take one of them");
+  }
+  if (p.all_reduce.algorithm == AllReduceAlgorithm::Mpi && p.all_reduce.wire != Precision::Float32) {
+    refuse({"parallel.all_reduce.algorithm", "parallel.all_reduce.wire"},
+           "parallel.all_reduce.algorithm is \"mpi\" with wire \"bfloat16\", a type that MPI does not have; expected "
+           "wire \"float32\", or another algorithm");
+  }
+  if (p.balance == Balance::Auto && (p.schedule == ScheduleName::File || p.schedule == ScheduleName::Automatic)) {
+    origin.fail(
+        {"parallel.balance", "parallel.schedule"},
+        fmt::format("parallel.balance is \"auto\", but parallel.schedule is \"{}\", which is made for one number "
+                    "of micro-batches; replicas that divide a batch by their speed need schedules for many: "
+                    "take another schedule, or balance \"even\"",
+                    name_of(p.schedule)));
   }
 }
 

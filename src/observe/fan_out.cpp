@@ -17,6 +17,9 @@ class FanOut final : public Observer {
   void evaluation(const EvaluationReport& report) override {
     for (const auto& o : observers_) o->evaluation(report);
   }
+  void shares(const ShareReport& report) override {
+    for (const auto& o : observers_) o->shares(report);
+  }
   void saved(std::int64_t step, std::string_view directory, double seconds) override {
     for (const auto& o : observers_) o->saved(step, directory, seconds);
   }

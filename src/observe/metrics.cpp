@@ -103,7 +103,11 @@ Object time_by_rank(std::span<const TimeSplit> splits) {
 class Metrics final : public Observer {
  public:
   Metrics(const std::string& path, std::int64_t every_steps, std::int64_t resume_step, Observer* warnings)
-      : file_(path, trim(path, resume_step), warnings), every_steps_(every_steps) {}
+      : file_(path, trim(path, resume_step), warnings),
+        every_steps_(every_steps),
+        resume_step_(resume_step),
+        shares_path_(std::filesystem::path(path).replace_filename("balance.jsonl").string()),
+        warnings_(warnings) {}
 
   void step(const StepReport& report) override {
     if (!is_logged(report, every_steps_)) return;
@@ -121,6 +125,7 @@ class Metrics final : public Observer {
     line["tokens"] = report.tokens;
     if (report.peak_flops > 0) line["flops_share"] = report.flops / report.step_seconds / report.peak_flops;
     if (report.exchange_bytes > 0) line["exchange_bytes"] = static_cast<std::int64_t>(report.exchange_bytes);
+    if (!report.micro_batches.empty()) line["micro_batches"] = report.micro_batches;
     if (report.allocations >= 0) line["allocations"] = report.allocations;
     if (!report.splits.empty()) line["time"] = time_by_rank(report.splits);
     write(line);
@@ -136,12 +141,24 @@ class Metrics final : public Observer {
     write(line);
   }
 
+  void shares(const ShareReport& report) override {
+    if (!shares_file_) shares_file_.emplace(shares_path_, trim(shares_path_, resume_step_), warnings_);
+    Object line;
+    line["step"] = report.step;
+    line["micro_batches"] = report.micro_batches;
+    if (!report.seconds.empty()) line["seconds"] = report.seconds;
+    shares_file_->append(line.dump() + "\n");
+  }
+
  private:
   // dump() writes the fewest digits that read back as the same double, and null for what is not finite.
   void write(const Object& line) { file_.append(line.dump() + "\n"); }
 
   AppendFile file_;
-  std::int64_t every_steps_;
+  std::int64_t every_steps_, resume_step_;
+  std::string shares_path_;
+  std::optional<AppendFile> shares_file_;
+  Observer* warnings_;
 };
 
 }  // namespace

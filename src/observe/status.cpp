@@ -196,7 +196,8 @@ std::string status_text(const RunStatus& s, double now) {
   if (!s.servers.empty()) {
     std::vector<std::vector<std::string>> rows;
     for (std::size_t i = 0; i < s.servers.size(); ++i) {
-      rows.push_back({std::to_string(i), std::to_string(s.servers[i].rank), std::to_string(s.servers[i].version)});
+      rows.push_back({std::to_string(i), std::to_string(s.servers[i].rank),
+                      s.servers[i].version < 0 ? "-" : std::to_string(s.servers[i].version)});
     }
     text += "\n" + format_table({"server", "rank", "updates"}, rows);
   }

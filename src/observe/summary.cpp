@@ -12,6 +12,7 @@ std::string to_json(const RunSummary& summary) {
   if (summary.accuracy) json["accuracy"] = *summary.accuracy;
   json["seconds"] = summary.seconds;
   if (summary.exchange_bytes > 0) json["exchange_bytes"] = summary.exchange_bytes;
+  if (!summary.micro_batches.empty()) json["micro_batches"] = summary.micro_batches;
   json["exit_code"] = summary.exit_code;
   json["peak_memory"] = Json::array();
   for (const RunSummary::Memory& m : summary.memory) {

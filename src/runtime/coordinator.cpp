@@ -14,11 +14,12 @@ std::size_t at(std::int64_t index) { return static_cast<std::size_t>(index); }
 }  // namespace
 
 Coordinator::Coordinator(comm::Communicator& ranks, const RunPlan& plan, BatchBook& book, std::int64_t total_steps,
-                         const std::atomic<bool>* stop)
+                         const std::atomic<bool>* stop, ReplicaWatch& watch)
     : plan_(plan),
       book_(book),
       total_steps_(total_steps),
       stop_(stop),
+      watch_(watch),
       replicas_(at(plan.mesh.data)),
       clocks_(replicas_.size()),
       step_began_(Clock::now()) {
@@ -40,6 +41,7 @@ void Coordinator::restore(std::int64_t step, std::vector<std::int64_t> clocks) {
 
 void Coordinator::open_until(std::int64_t step) {
   book_.open_until(step);
+  watch_.begin(now());
   step_began_ = Clock::now();
   look_for_stop();
   if (stopping_) book_.close();
@@ -75,6 +77,7 @@ void Coordinator::look_for_stop() {
 void Coordinator::take(int r) {
   Replica& replica = replicas_[at(r)];
   replica.asks = true;
+  watch_.waits(r, true, now());
   replica.verdict = judge(r);
   if (replica.report.stop != 0 && !stopping_) {
     stopping_ = true;
@@ -95,7 +98,9 @@ Verdict Coordinator::judge(int r) {
     diverged_ = record;
     diverged_replica_ = r;
   }
-  if (diverged_ || !book_.report(r, now())) return Verdict::Drop;
+  const bool counts = !diverged_ && book_.report(r, now());
+  watch_.reported(r, counts, now());
+  if (!counts) return Verdict::Drop;
   if (!bulk()) count(report);
   clocks_[at(r)] = bulk() ? replicas_[at(r)].reply.next.clock + 1 : clocks_[at(r)] + 1;
   return Verdict::Commit;
@@ -147,6 +152,7 @@ bool Coordinator::answer(int r) {
     if (const std::optional<ClockedBatch> next = next_of(r)) {
       reply.action = TurnAction::Work;
       reply.next = *next;
+      watch_.given(r, next->batch, next->clock, now());
     } else if (replica.verdict == Verdict::None) {
       return false;
     } else {
@@ -157,6 +163,7 @@ bool Coordinator::answer(int r) {
   replica.reply = reply;
   replica.send->start();
   replica.asks = false;
+  watch_.waits(r, false, now());
   replica.receive->start();
   return true;
 }
@@ -176,7 +183,7 @@ std::vector<StepRecord> Coordinator::take_records() {
 
 Point Coordinator::point() const {
   Point point;
-  point.step = bulk() ? committed_ : committed_ / plan_.mesh.data;
+  point.step = step();
   point.interrupted = stopping_ ? 1 : 0;
   point.limit_reached = limit_reached_ ? 1 : 0;
   if (diverged_) {

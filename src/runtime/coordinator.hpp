@@ -8,6 +8,7 @@
 #include <optional>
 #include <vector>
 
+#include "replica_watch.hpp"
 #include "server_messages.hpp"
 #include "trainer/comm/communicator.hpp"
 #include "trainer/runtime/batch_book.hpp"
@@ -19,7 +20,7 @@ class Coordinator {
  public:
   /// `ranks` as ServerClient has them. Everything referred to must outlive it. `stop` may be null.
   Coordinator(comm::Communicator& ranks, const RunPlan& plan, BatchBook& book, std::int64_t total_steps,
-              const std::atomic<bool>* stop);
+              const std::atomic<bool>* stop, ReplicaWatch& watch);
 
   /// Where the run goes on from: the updates of all replicas up to `step`, and of each (clocks).
   void restore(std::int64_t step, std::vector<std::int64_t> clocks);
@@ -38,6 +39,9 @@ class Coordinator {
   std::vector<StepRecord> take_records();
 
   bool stopping() const { return stopping_; }
+  /// Seconds since it was made, which the watch and the book go by; and whole steps so far.
+  double now() const { return std::chrono::duration<double>(Clock::now() - started_).count(); }
+  std::int64_t step() const { return bulk() ? committed_ : committed_ / plan_.mesh.data; }
   const std::vector<std::int64_t>& clocks() const { return clocks_; }
 
  private:
@@ -51,7 +55,6 @@ class Coordinator {
   };
 
   bool bulk() const { return plan_.config.parallel.server.consistency == config::Consistency::Bsp; }
-  double now() const { return std::chrono::duration<double>(Clock::now() - started_).count(); }
   void look_for_stop();
   void take(int replica);
   Verdict judge(int replica);
@@ -65,6 +68,7 @@ class Coordinator {
   BatchBook& book_;
   const std::int64_t total_steps_;
   const std::atomic<bool>* stop_;
+  ReplicaWatch& watch_;
   const Clock::time_point started_ = Clock::now();
   std::vector<Replica> replicas_;
   std::vector<std::int64_t> clocks_;  // [replica] of its batches, those that count

@@ -131,6 +131,18 @@ ExchangeRecord parse_record(std::string_view line, const std::string& path, std:
 
 }  // namespace
 
+const char* consistency_word(config::Consistency consistency) {
+  switch (consistency) {
+    case config::Consistency::Bsp:
+      return "bsp";
+    case config::Consistency::Ssp:
+      return "ssp";
+    case config::Consistency::Async:
+      return "async";
+  }
+  return "";
+}
+
 std::string exchange_log_path(const std::string& directory, int server) {
   return fmt::format("{}/exchange-{}.log", directory, server);
 }

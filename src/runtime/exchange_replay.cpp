@@ -253,7 +253,8 @@ void ExchangeReplay::State::compute(const ReplayAction& action) {
 void ExchangeReplay::State::push(const ReplayAction& action) {
   Replica& replica = replica_of(action);
   if (together_) {
-    replica.pushed = true;
+    // Servers behind the first to apply a step tell of its pushes again.
+    if (summed_ != action.version) replica.pushed = true;
     return;
   }
   const std::int64_t step = 1 + action.version / run_.mesh.data;

@@ -336,7 +336,7 @@ void Executor::walk(const Action& action, const BatchSource& batches, const Pass
       return send(stage.backward_sender, action);
     case ActionKind::ReduceGradients:
       // Buckets may hold gradients of several stages: all are whole behind the last stage's weight gradients.
-      if (++reductions_ == stages_.size() && sync != nullptr) sync->finish_replicas();
+      if (++reductions_ == stages_.size() && sync != nullptr) sync->end_pass();
       return;
   }
 }

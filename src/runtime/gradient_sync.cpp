@@ -15,19 +15,23 @@ struct BucketRange {
   std::size_t begin = 0, end = 0;  // elements of the gradient memory
 };
 
-// Whole nodes from the end of the memory to its begin, closed at kBucketElements.
-std::vector<BucketRange> bucket_ranges(const ParameterLayout& parameters) {
+// Whole nodes from the end of the memory to its begin, closed at `elements`.
+std::vector<BucketRange> bucket_ranges(const ParameterLayout& parameters, std::int64_t elements) {
   std::vector<BucketRange> buckets;
   std::size_t end = parameters.gradient_elements;
   for (auto node = parameters.gradient_order.rbegin(); node != parameters.gradient_order.rend(); ++node) {
     const std::size_t begin = parameters.of_node[node->index()].front().gradient;
     const bool last = begin == 0;
-    if (static_cast<std::int64_t>(end - begin) >= kBucketElements || last) {
+    if (static_cast<std::int64_t>(end - begin) >= elements || last) {
       buckets.push_back({*node, begin, end});
       end = begin;
     }
   }
   return buckets;
+}
+
+std::vector<BucketRange> bucket_ranges(const RunPlan& plan, const ParameterLayout& parameters) {
+  return bucket_ranges(parameters, plan.config.parallel.all_reduce.bucket_elements);
 }
 
 // Numbers the uses of tied parameters over the whole model, alike on every stage.
@@ -42,30 +46,64 @@ int tied_uses_before(const RunPlan& plan, ParameterId parameter) {
 
 }  // namespace
 
+comm::AllReduceOptions all_reduce_options(const RunPlan& plan, const plan::Coordinates& at) {
+  using From = config::AllReduceAlgorithm;
+  using To = comm::AllReduceAlgorithm;
+  comm::AllReduceOptions options;
+  switch (plan.config.parallel.all_reduce.algorithm) {
+    case From::Automatic:
+      options.algorithm = To::Automatic;
+      break;
+    case From::Direct:
+      options.algorithm = To::Direct;
+      break;
+    case From::Ring:
+      options.algorithm = To::Ring;
+      break;
+    case From::Tree:
+      options.algorithm = To::Tree;
+      break;
+    case From::Hierarchy:
+      options.algorithm = To::Hierarchy;
+      break;
+    case From::Mpi:
+      options.algorithm = To::Mpi;
+      break;
+  }
+  if (plan.config.parallel.all_reduce.wire == config::Precision::BFloat16) options.wire = comm::Wire::BFloat16;
+  if (plan.node_of_rank.empty()) return options;
+  for (plan::Coordinates other{0, at.pipeline, at.tensor}; other.data < plan.mesh.data; ++other.data) {
+    options.node_of_rank.push_back(plan.node_of_rank[static_cast<std::size_t>(plan.mesh.rank(other))]);
+  }
+  return options;
+}
+
 GradientSync::GradientSync(const RunPlan& plan, const plan::Coordinates& at, Parameters& parameters, ThreadPool& pool,
                            comm::Communicator& data, comm::Communicator& pipeline, ActionLog* log)
     : parameters_(parameters),
       pool_(pool),
       replicas_(plan.local_steps() ? 1 : data.size()),
+      delayed_(plan.config.parallel.delayed_gradients),
       terms_(static_cast<std::size_t>(data.size())),
       log_(log) {
   if (replicas_ > 1 && plan.compresses()) {
     compressed_ = std::make_unique<CompressedExchange>(plan, at, parameters, data);
   }
-  if (replicas_ > 1) make_buckets(data);
+  if (replicas_ > 1) make_buckets(plan, at, data);
   make_tied(plan, at, pipeline);
 }
 
-void GradientSync::make_buckets(comm::Communicator& data) {
-  for (const BucketRange& range : bucket_ranges(parameters_.layout())) {
+void GradientSync::make_buckets(const RunPlan& plan, const plan::Coordinates& at, comm::Communicator& data) {
+  const comm::AllReduceOptions options = all_reduce_options(plan, at);
+  for (const BucketRange& range : bucket_ranges(plan, parameters_.layout())) {
     Bucket bucket;
     bucket.first_node = range.first_node;
     const Range gradients{static_cast<std::int64_t>(range.begin), static_cast<std::int64_t>(range.end)};
     if (compressed_) {
       bucket.reduce = &compressed_->make_bucket(gradients);
     } else if (parameters_.shared() == nullptr) {
-      bucket.plain = data.make_all_reduce(parameters_.gradients() + range.begin, gradients.size());
-      bucket.sent_bytes = comm::Communicator::all_reduce_sent_bytes(gradients.size(), replicas_, data.rank());
+      bucket.plain = data.make_all_reduce(parameters_.gradients() + range.begin, gradients.size(), options);
+      bucket.sent_bytes = comm::all_reduce_cost(gradients.size(), replicas_, data.rank(), options).sent_bytes;
       bucket.reduce = bucket.plain.get();
     } else {
       bucket.duty = duty_of(parameters_, gradients);
@@ -178,6 +216,10 @@ void GradientSync::progress() {
   }
 }
 
+void GradientSync::end_pass() {
+  if (!delayed_) finish_replicas();
+}
+
 void GradientSync::finish_replicas() {
   if (buckets_.empty()) return;
   const ActivitySpan span(log_, Activity::Replicas);
@@ -240,12 +282,14 @@ GradientMemory gradient_memory(const RunPlan& plan, const ParameterLayout& param
   GradientMemory memory;
   const bool sums = plan.servers() == 0 && !plan.local_steps();
   if (sums && plan.mesh.data > 1 && !parameters.shared) {
-    for (const BucketRange& range : bucket_ranges(parameters)) {
+    for (const BucketRange& range : bucket_ranges(plan, parameters)) {
       const Range gradients{static_cast<std::int64_t>(range.begin), static_cast<std::int64_t>(range.end)};
       const auto replicas = static_cast<int>(plan.mesh.data);
       memory.own += plan.compresses() ? lay_out_compression(plan, parameters, at, gradients)
                                             .bytes(plan.config.parallel.compression.type, replicas)
-                                      : comm::Communicator::all_reduce_extra_bytes(gradients.size(), replicas);
+                                      : comm::all_reduce_cost(gradients.size(), replicas, static_cast<int>(at.data),
+                                                              all_reduce_options(plan, at))
+                                            .extra_bytes;
     }
   }
   for (const HeldParameter& held : parameters.held) {
@@ -260,6 +304,7 @@ GradientMemory gradient_memory(const RunPlan& plan, const ParameterLayout& param
     memory.own += static_cast<std::size_t>(remote) * sizeof(float) *
                   static_cast<std::size_t>(parameters.shared ? duty : held.elements);
   }
+  if (parameters.delayed) memory.own *= 2;  // two exchanges take turns
   return memory;
 }
 
@@ -269,7 +314,7 @@ double uncompressed_bytes(const RunPlan& plan) {
     const plan::Coordinates at = plan.mesh.coordinates(rank);
     const ParameterLayout parameters =
         lay_out_parameters(plan, plan::shard(plan.graph, plan.mesh.tensor, at.tensor), at);
-    for (const BucketRange& range : bucket_ranges(parameters)) {
+    for (const BucketRange& range : bucket_ranges(plan, parameters)) {
       bytes += static_cast<double>(
           comm::Communicator::all_reduce_sent_bytes(static_cast<std::int64_t>(range.end - range.begin),
                                                     static_cast<int>(plan.mesh.data), static_cast<int>(at.data)));

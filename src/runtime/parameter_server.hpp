@@ -33,6 +33,11 @@ class ParameterServer {
 
   void restore(ServerClocks clocks) { clocks_ = std::move(clocks); }
   const ServerClocks& clocks() const { return clocks_; }
+  /// Whether this replica waits for an answer, or for others, or has paused: it need not be heard.
+  bool owes(std::size_t replica) const {
+    const Phase phase = replicas_[replica].phase;
+    return phase == Phase::Queued || phase == Phase::Collected || phase == Phase::Paused;
+  }
 
   /// Serves until every replica has asked for a pause. `beside` is called between polls and says whether it had
   /// anything to do.

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "trainer/core/random.hpp"
+#include "trainer/runtime/pass_table.hpp"
 
 namespace trainer::runtime {
 
@@ -74,20 +75,6 @@ std::vector<Piece> share_of(const std::vector<Box>& boxes, std::int64_t replicas
 
 namespace {
 
-// The stages of a rank, that whose weight gradients are complete last in front.
-std::vector<StageId> stages_by_completion(const RunPlan& plan, std::int64_t pipeline_rank) {
-  std::vector<StageId> order;
-  const auto& row = plan.training.ranks[static_cast<std::size_t>(pipeline_rank)];
-  for (auto action = row.rbegin(); action != row.rend(); ++action) {
-    const bool weights =
-        action->kind == schedule::ActionKind::Backward || action->kind == schedule::ActionKind::BackwardWeight;
-    if (!weights || std::find(order.begin(), order.end(), action->stage) != order.end()) continue;
-    order.push_back(action->stage);
-    if (order.size() == plan.stages_of(pipeline_rank).size()) break;
-  }
-  return order;
-}
-
 // A buffer a use, node by node.
 void place_gradients(const RunPlan& plan, Range nodes, const std::vector<std::int64_t>& held_index,
                      ParameterLayout& layout) {
@@ -107,6 +94,7 @@ void place_gradients(const RunPlan& plan, Range nodes, const std::vector<std::in
 ParameterLayout lay_out_parameters(const RunPlan& plan, const plan::LocalGraph& local, const plan::Coordinates& at) {
   ParameterLayout layout;
   layout.shared = plan.mesh.data > 1 && on_one_node(plan, at).data && plan.shares_weights();
+  layout.delayed = plan.config.parallel.delayed_gradients;
   layout.can_take_back = plan.config.training.optimistic_step;
   layout.of_node.resize(plan.graph.nodes.size());
   const auto here = [&](const ParameterUse& use) { return plan.rank_of(use.stage) == at.pipeline; };
@@ -131,7 +119,7 @@ ParameterLayout lay_out_parameters(const RunPlan& plan, const plan::LocalGraph& 
     held_index[p] = static_cast<std::int64_t>(layout.held.size());
     layout.held.push_back(std::move(held));
   }
-  for (const StageId stage : stages_by_completion(plan, at.pipeline)) {
+  for (const StageId stage : stages_by_completion(plan.training, at.pipeline)) {
     place_gradients(plan, plan.nodes(stage), held_index, layout);
   }
   for (std::size_t i = 0; i < layout.of_node.size(); ++i) {
@@ -156,18 +144,32 @@ Parameters::Parameters(ParameterLayout layout, bool training, int state_count, c
   for (int s = 0; s < state_count; ++s) states_.emplace_back(elements * sizeof(float));
   const auto copies = static_cast<std::size_t>(1 + state_count);
   if (layout_.can_take_back) before_ = Buffer(copies * elements * sizeof(float));
+  for (std::size_t set = 0; set < (layout_.delayed ? 2 : 1); ++set) {
+    segments_[set] = make_segments(gradient_sets_[set], state_count);
+  }
+}
+
+void Parameters::swap_gradients() {
+  set_ = 1 - set_;
+  gradients_ = gradient_sets_[set_];
+}
+
+std::vector<optim::Segment> Parameters::make_segments(float* gradients, int state_count) {
+  std::vector<optim::Segment> segments;
+  const auto copies = static_cast<std::size_t>(1 + state_count);
   for (const HeldParameter& held : layout_.held) {
     for (const Piece& piece : duty(held)) {
       optim::Segment segment;
       segment.weight = weights() + held.weight + piece.begin;
-      segment.gradient = gradients() + held.gradients.front() + piece.begin;
+      segment.gradient = gradients + held.gradients.front() + piece.begin;
       for (int s = 0; s < state_count; ++s) segment.state[s] = state(s) + piece.state;
       segment.count = piece.box.elements();
       segment.decay = held.decay;
       if (layout_.can_take_back) segment.before = before_.f32() + copies * piece.state;
-      segments_.push_back(segment);
+      segments.push_back(segment);
     }
   }
+  return segments;
 }
 
 void Parameters::take_memory(bool training, comm::Communicator* replicas) {
@@ -178,15 +180,16 @@ void Parameters::take_memory(bool training, comm::Communicator* replicas) {
     shared_ = replicas->share(gradient_bytes + (first ? weight_bytes : 0), kReplicaChannels);
     if (comm::covers(shared_.get(), replicas->size())) {
       weights_ = reinterpret_cast<float*>(shared_->part(0) + gradient_bytes);
-      gradients_ = gradients_of(replicas->rank());
+      gradients_ = gradient_sets_[0] = gradients_of(replicas->rank());
       return;
     }
     shared_ = nullptr;
   }
   own_weights_ = Buffer(weight_bytes);
-  own_gradients_ = Buffer(gradient_bytes);
+  own_gradients_ = Buffer((layout_.delayed ? 2 : 1) * gradient_bytes);
   weights_ = own_weights_.f32();
-  gradients_ = own_gradients_.f32();
+  gradients_ = gradient_sets_[0] = own_gradients_.f32();
+  gradient_sets_[1] = layout_.delayed ? gradients_ + gradient_bytes / sizeof(float) : nullptr;
 }
 
 void set_initial_values(const model::Parameter& parameter, const Box& box, std::uint64_t seed, float* to,

@@ -20,10 +20,11 @@ struct AfterPass {
   double update = 0;
 };
 
-// Compressed gradients go through messages; they are priced as float32 sums, which they are meant to beat.
+// What goes through messages on one node too. Compressed gradients are priced as float32 sums, which they are meant to
+// beat.
 SharedGroups shared_groups(const RunPlan& plan) {
   SharedGroups groups = on_one_node(plan, {});
-  groups.data = groups.data && !plan.compresses();
+  groups.data = groups.data && plan.shares_weights();
   return groups;
 }
 
@@ -146,9 +147,9 @@ class Predictor {
     const auto replicas = static_cast<double>(plan_.mesh.data);
     const double slow = stage_costs_.stage_speed.empty() ? 1 : 1 / stage_costs_.stage_speed[some_stage];
     AfterPass after;
-    after.exchange = exchange_seconds(gradients, last_backward);
+    after.exchange = plan_.local_steps() ? round_seconds(weights) : exchange_seconds(gradients, last_backward);
     after.tied = tied;
-    after.norm = costs_.norm.at(weights / replicas) * slow;
+    after.norm = costs_.norm.at(plan_.local_steps() ? weights : weights / replicas) * slow;
     after.update = costs_.optimizer.at(shared_.data ? weights / replicas : weights) * slow;
     return after;
   }
@@ -161,9 +162,16 @@ class Predictor {
     const auto replicas = static_cast<double>(plan_.mesh.data);
     if (shared_.data) return plan::sum_seconds(costs_, gradients / replicas, plan_.mesh.data, true);
     const double whole = plan::sum_seconds(costs_, gradients, plan_.mesh.data, false);
-    const double last_bucket =
-        plan::sum_seconds(costs_, std::min(gradients, static_cast<double>(kBucketElements)), plan_.mesh.data, false);
+    const auto bucket = static_cast<double>(plan_.config.parallel.all_reduce.bucket_elements);
+    const double last_bucket = plan::sum_seconds(costs_, std::min(gradients, bucket), plan_.mesh.data, false);
     return std::max(last_bucket, whole - last_backward);
+  }
+
+  /// A step's part of what ends a round of local steps: the sum of the weights.
+  double round_seconds(double weights) const {
+    if (plan_.mesh.data == 1) return 0;
+    return plan::sum_seconds(costs_, weights, plan_.mesh.data, false) /
+           static_cast<double>(plan_.config.parallel.local.steps);
   }
 
   double tied_seconds(ParameterId p) const {

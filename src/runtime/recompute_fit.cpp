@@ -119,7 +119,7 @@ class Fit {
     plan_.recompute = segments;
     const plan::LocalGraph local = plan::shard(plan_.graph, plan_.mesh.tensor, 0);
     const StageLayout layout = training_layout(plan_, local, stage, threads_);
-    const ArenaLayout arena = lay_out_arena(layout, plan_.training_slots[stage.index()]);
+    const ArenaLayout arena = lay_out_arena(layout, plan_.booked_slots[stage.index()]);
     return static_cast<double>(arena.bytes - layout.bytes[static_cast<std::size_t>(Region::Scratch)]);
   }
 

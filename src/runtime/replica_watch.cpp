@@ -15,17 +15,13 @@ constexpr double kNewShare = 0.3;
 }  // namespace
 
 ReplicaWatch::ReplicaWatch(const plan::Mesh& mesh, int servers, double timeout)
-    : mesh_(mesh),
-      timeout_(timeout),
-      replicas_(static_cast<std::size_t>(mesh.data)),
-      servers_(static_cast<std::size_t>(servers)) {}
+    : mesh_(mesh), servers_(servers), timeout_(timeout), replicas_(static_cast<std::size_t>(mesh.data)) {}
 
 void ReplicaWatch::begin(double now) {
   for (Replica& replica : replicas_) {
     replica.heard = now;
     replica.works = replica.waits = false;
   }
-  std::fill(servers_.begin(), servers_.end(), now);
 }
 
 void ReplicaWatch::given(int r, const StreamBatch& batch, std::int64_t clock, double now) {
@@ -62,8 +58,6 @@ void ReplicaWatch::pulled(int r, std::int64_t version, double now) {
   heard(r, now);
 }
 
-void ReplicaWatch::server_heard(int server, double now) { servers_[static_cast<std::size_t>(server)] = now; }
-
 std::string ReplicaWatch::ranks_of(std::size_t r) const {
   std::vector<std::int64_t> ranks;
   for (std::int64_t p = 0; p < mesh_.pipeline; ++p) {
@@ -75,28 +69,27 @@ std::string ReplicaWatch::ranks_of(std::size_t r) const {
 }
 
 std::string ReplicaWatch::silent(const std::vector<bool>& parked, double now) const {
-  constexpr const char* kEnd =
-      "longer than parallel.timeout ({} s) allows: it is stopped, hangs, or a batch takes it "
-      "longer than that; the run ends, and goes on from its newest checkpoint with --resume";
-  // A replica waits for a silent server, so servers come first.
-  for (std::size_t s = 1; s < servers_.size(); ++s) {
-    const double silence = now - servers_[s];
-    if (silence <= timeout_) continue;
-    return fmt::format("server {} (rank {}) has been silent for {:.1f} s, {}", s,
-                       mesh_.size() + static_cast<std::int64_t>(s), silence, fmt::format(kEnd, timeout_));
-  }
   for (std::size_t r = 0; r < replicas_.size(); ++r) {
     const Replica& replica = replicas_[r];
     const double silence = now - replica.heard;
     if (replica.waits || parked[r] || silence <= timeout_) continue;
-    std::string held = "it holds no batch";
-    if (replica.works) {
-      held = fmt::format("it holds samples {} to {} (clock {}{})", replica.batch.first,
-                         replica.batch.first + replica.batch.size - 1, replica.clock,
+    std::string held = "it has not begun a batch";
+    if (replica.batch.size > 0) {
+      held = fmt::format("it {} samples {} to {} (clock {}{})", replica.works ? "holds" : "has reported",
+                         replica.batch.first, replica.batch.first + replica.batch.size - 1, replica.clock,
                          replica.batch.task > 0 ? fmt::format(", task {}", replica.batch.task) : "");
     }
-    return fmt::format("replica {} ({}) has been silent for {:.1f} s, {}; {}", r, ranks_of(r), silence,
-                       fmt::format(kEnd, timeout_), held);
+    const std::int64_t first = mesh_.size() + 1;
+    const std::string others =
+        servers_ == 1 ? ""
+                      : fmt::format(", or waits for a server that does ({})",
+                                    servers_ == 2 ? fmt::format("rank {}", first)
+                                                  : fmt::format("ranks {} to {}", first, first + servers_ - 2));
+    return fmt::format(
+        "replica {} ({}) has been silent for {:.1f} s, and parallel.timeout is {} s: {}; it is stopped, "
+        "hangs{}, or takes longer for a batch. The run ends here, and goes on from its newest checkpoint "
+        "with --resume",
+        r, ranks_of(r), silence, timeout_, held, others);
   }
   return "";
 }

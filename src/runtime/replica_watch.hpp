@@ -15,7 +15,7 @@ namespace trainer::runtime {
 
 class ReplicaWatch {
  public:
-  /// `timeout`: seconds of silence that a replica, or another server, may keep. `servers` are ranks behind the mesh.
+  /// `timeout`: seconds of silence that a replica may keep. `servers` are ranks behind the mesh.
   ReplicaWatch(const plan::Mesh& mesh, int servers, double timeout);
 
   /// Everybody begins to work, or goes on behind a pause.
@@ -28,7 +28,6 @@ class ReplicaWatch {
   /// It pulls, pushes, or does something else that the server beside the coordinator sees.
   void heard(int replica, double now);
   void pulled(int replica, std::int64_t version, double now);
-  void server_heard(int server, double now);
 
   /// "" or the message that ends the run: who has been silent too long, and what it holds. `parked`: [replica] the
   /// server beside the coordinator owes it something, or it has paused.
@@ -53,9 +52,9 @@ class ReplicaWatch {
   std::string ranks_of(std::size_t replica) const;
 
   const plan::Mesh mesh_;
+  const int servers_;
   const double timeout_;
   std::vector<Replica> replicas_;
-  std::vector<double> servers_;  // [server] when it was heard
 };
 
 }  // namespace trainer::runtime

@@ -60,13 +60,14 @@ std::vector<RankMemory> gather_memory(comm::Communicator& world, const MemoryPre
 }
 
 void gather_times(comm::Communicator& mesh, const RunPlan& plan, const ActionLog& log, StepTimes& times,
-                  const comm::ClockSample& clock, int threads, const TrainOptions& options, TrainResult& result) {
+                  const comm::ClockSample& clock, int threads, const TrainOptions& options, TrainResult& result,
+                  const std::vector<const schedule::Schedule*>& tables) {
   if (result.last_step < result.first_step) return;
   const std::vector<RankTimes> ranks = times.gather_run();
   const comm::ClockSample now = comm::measure_clock(mesh, plan.node_of_rank, steady_nanoseconds);
   result.timeline = gather_timeline(mesh, plan, log, clock, now, threads, options.trace ? &*options.trace : nullptr);
   if (mesh.rank() != 0) return;
-  result.splits = split_ranks(plan, ranks);
+  result.splits = split_ranks(plan, ranks, tables);
   if (result.last_step == result.first_step) return;
   for (const RankTimes& rank : ranks) result.passes.push_back(pass_of(rank));
 }

@@ -34,9 +34,10 @@ std::vector<RankMemory> gather_memory(comm::Communicator& world, const MemoryPre
                                       std::size_t log_bytes, std::int64_t base_memory);
 
 /// Splits, passes and timeline of the ranks of the mesh into `result`, whose first and last step are set. Collective
-/// over the mesh. `clock`: taken before the first step.
+/// over the mesh. `clock`: taken before the first step. `tables`: as split_ranks takes them.
 void gather_times(comm::Communicator& mesh, const RunPlan& plan, const ActionLog& log, StepTimes& times,
-                  const comm::ClockSample& clock, int threads, const TrainOptions& options, TrainResult& result);
+                  const comm::ClockSample& clock, int threads, const TrainOptions& options, TrainResult& result,
+                  const std::vector<const schedule::Schedule*>& tables = {});
 
 /// Code, message and last checkpoint of a run that was not broken off by an error.
 void conclude(TrainResult& result, const Saver& saver, const RunPlan& plan, std::int64_t total, bool interrupted,

@@ -12,6 +12,7 @@
 #include "trainer/runtime/gradient_sync.hpp"
 #include "trainer/runtime/local_rounds.hpp"
 #include "trainer/runtime/parameters.hpp"
+#include "trainer/runtime/pass_table.hpp"
 #include "trainer/runtime/plan_costs.hpp"
 #include "trainer/runtime/recompute.hpp"
 #include "trainer/runtime/tensor_group.hpp"
@@ -137,14 +138,6 @@ void require_valid(const schedule::Schedule& schedule) {
     internal_error("the schedule cannot run: " + violation->message);
 }
 
-bool has_split_backward(const schedule::Schedule& schedule, StageId stage) {
-  const auto rank = static_cast<std::size_t>(schedule.rank_of_stage[stage.index()]);
-  for (const schedule::Action& action : schedule.ranks[rank]) {
-    if (action.stage == stage && action.kind == schedule::ActionKind::BackwardWeight) return true;
-  }
-  return false;
-}
-
 std::vector<std::vector<ParameterUse>> uses_by_parameter(const RunPlan& plan) {
   std::vector<std::vector<ParameterUse>> uses(plan.graph.parameters.size());
   for (std::int64_t s = 0; s < plan.stages(); ++s) {
@@ -165,7 +158,7 @@ LayoutRequest layout_request(const RunPlan& plan, const plan::LocalGraph& local,
           .samples = plan.micro_batch_samples,
           .threads = threads,
           .training = true,
-          .split_backward = has_split_backward(plan.training, stage),
+          .split_backward = splits_backward(plan.training, stage),
           .precision = matmul_precision(plan.config),
           .with_loss = true,
           .recompute = plan.recompute};
@@ -224,9 +217,18 @@ RunPlan make_plan(config::Config config, std::int64_t ranks, const PlanCosts& co
   require_valid(plan.forward_only);
   plan.training_slots = schedule::assign_slots(plan.training);
   plan.forward_only_slots = schedule::assign_slots(plan.forward_only);
+  plan.booked_slots = plan.balances() ? slots_of_any_share(plan) : plan.training_slots;
   // What the layout refuses, it refuses before anything has started.
   for (std::int64_t t = 0; t < parallel.tensor; ++t) plan::shard(plan.graph, parallel.tensor, t);
   return plan;
+}
+
+bool splits_backward(const schedule::Schedule& schedule, StageId stage) {
+  const auto rank = static_cast<std::size_t>(schedule.rank_of_stage[stage.index()]);
+  for (const schedule::Action& action : schedule.ranks[rank]) {
+    if (action.stage == stage && action.kind == schedule::ActionKind::BackwardWeight) return true;
+  }
+  return false;
 }
 
 bool RunPlan::shares_weights() const {
@@ -267,7 +269,7 @@ RankLayouts rank_layouts(const RunPlan& plan, const plan::LocalGraph& local, std
   for (const StageId stage : plan.stages_of(pipeline_rank)) {
     rank.stages.push_back(training ? training_layout(plan, local, stage, threads)
                                    : forward_only_layout(plan, local, stage, threads));
-    slots.push_back(&(training ? plan.training_slots : plan.forward_only_slots)[stage.index()]);
+    slots.push_back(&(training ? plan.booked_slots : plan.forward_only_slots)[stage.index()]);
   }
   rank.arena = lay_out_arenas(rank.stages, slots);
   return rank;
@@ -333,7 +335,7 @@ MemoryPrediction predict_memory(const RunPlan& plan, std::int64_t rank, int thre
   const ParameterLayout parameters = lay_out_parameters(plan, local, at);
   MemoryPrediction memory;
   memory.weights = parameters.weight_elements * sizeof(float);
-  memory.gradients = parameters.gradient_elements * sizeof(float);
+  memory.gradients = (parameters.delayed ? 2 : 1) * parameters.gradient_elements * sizeof(float);
   const std::size_t state =
       (parameters.shared ? parameters.state_elements : parameters.weight_elements) * sizeof(float);
   const bool served = plan.servers() > 0;  // servers hold the optimizer's state

@@ -127,6 +127,12 @@ void Saver::warn_of_changes(const storage::CheckpointReader& checkpoint, Observe
   compare("training.seed", before.training.seed, now.training.seed);
   compare("training.batch_size", before.training.batch_size, now.training.batch_size);
   compare("training.sequence_length", before.training.sequence_length, now.training.sequence_length);
+  if (before.parallel.delayed_gradients && !now.parallel.delayed_gradients) {
+    observer.warning(
+        fmt::format("the gradients of step {} that {} holds are dropped, as parallel.delayed_gradients is "
+                    "false now",
+                    checkpoint.record().step, checkpoint.path()));
+  }
   if (before.training.precision != now.training.precision) {
     const bool to_bfloat16 = now.training.precision == config::Precision::BFloat16;
     observer.warning(fmt::format("the run goes on in {} arithmetic; {} was trained in {}",

@@ -10,8 +10,10 @@
 #include "run_end.hpp"
 #include "served_replica.hpp"
 #include "served_state.hpp"
+#include "served_status.hpp"
 #include "trainer/core/error.hpp"
 #include "trainer/runtime/agreement.hpp"
+#include "trainer/runtime/task_book.hpp"
 
 namespace trainer::runtime {
 
@@ -231,12 +233,30 @@ class ServerSide {
         state_(run.plan, run.servers, run.side->rank(), store_, book_.get()),
         server_(*run.ranks, run.plan, run.servers, run.side->rank(), store_, run.total) {
     if (!book_) return;
-    coordinator_ = std::make_unique<Coordinator>(*run.ranks, run.plan, *book_, run.total, run.options.stop);
+    status_ = std::make_unique<ServedStatus>(run.plan, run.files, server_, dynamic_cast<const TaskBook*>(book_.get()),
+                                             run.total);
+    coordinator_ =
+        std::make_unique<Coordinator>(*run.ranks, run.plan, *book_, run.total, run.options.stop, status_->watch());
     server_.stepped = [this](const StepRecord& record) { coordinator_->stepped(record); };
     server_.diverged = [this](const StepRecord& record) { coordinator_->diverged(record); };
   }
 
   TrainResult go() {
+    if (!status_) return run();
+    try {
+      TrainResult result = run();
+      const bool done = result.code == ExitCode::Done;
+      const bool stopped = result.code == ExitCode::Interrupted;
+      status_->end(done ? "done" : stopped ? "interrupted" : "failed", result.code, result.message, result.last_step);
+      return result;
+    } catch (const Error& error) {
+      status_->end("failed", error.code(), error.what(), coordinator_->step());
+      throw;
+    }
+  }
+
+ private:
+  TrainResult run() {
     PendingMessages pending;
     const std::int64_t done = run_.saver.open(state_, run_.options.resume, pending);
     make_observers(run_.world, run_.options, run_.saver, pending, done, run_.total);
@@ -255,15 +275,31 @@ class ServerSide {
     return std::move(result_);
   }
 
- private:
   static std::unique_ptr<BatchBook> make_book(const Run& run) {
     if (run.side->rank() != 0) return nullptr;
     const config::Parallel& parallel = run.plan.config.parallel;
     const auto replicas = static_cast<int>(parallel.data);
     const std::int64_t size = run.plan.config.training.batch_size / parallel.data;
+    if (parallel.tasks) {
+      return std::make_unique<TaskBook>(TaskSettings{.replicas = parallel.data,
+                                                     .batch_samples = size,
+                                                     .task_batches = parallel.task_batches,
+                                                     .epoch_samples = run.split.training});
+    }
     return parallel.server.consistency == config::Consistency::Bsp
                ? make_step_book(replicas, static_cast<int>(parallel.server.backup), size)
                : make_stream_book(replicas, size);
+  }
+
+  void see(const ExchangeRecord& record) {
+    if (log_) log_->append(record);
+    if (!status_ || record.replica < 0) return;
+    const auto replica = static_cast<int>(record.replica);
+    if (record.kind == ExchangeKind::Pull) {
+      status_->watch().pulled(replica, record.version, coordinator_->now());
+    } else {
+      status_->watch().heard(replica, coordinator_->now());
+    }
   }
 
   void restore(std::int64_t done) {
@@ -276,7 +312,7 @@ class ServerSide {
         log_ = state_.open_log(run_.files, run_.plan.config.checkpoint.directory, done);
       }
     });
-    if (log_) server_.done = [this](const ExchangeRecord& record) { log_->append(record); };
+    server_.done = [this](const ExchangeRecord& record) { see(record); };
     run_.tell(log_ && log_->anew() && !run_.options.overwrite
                   ? fmt::format("{} begins behind step {}: what came before was not of this run's layout",
                                 exchange_log_path(run_.plan.config.checkpoint.directory, run_.side->rank()), done)
@@ -298,7 +334,11 @@ class ServerSide {
     std::vector<StepRecord> records;
     if (coordinator_) {
       coordinator_->open_until(next_point(done));
-      server_.serve([this] { return coordinator_->poll(); });
+      server_.serve([this] {
+        const bool moved = coordinator_->poll();
+        status_->look(coordinator_->step(), coordinator_->now());
+        return moved;
+      });
       point = coordinator_->point();
       decide(point);
       records = coordinator_->take_records();
@@ -336,6 +376,8 @@ class ServerSide {
   std::unique_ptr<BatchBook> book_;  // of the coordinator, beside the first server
   ServedState state_;
   ParameterServer server_;
+  // Beside the first server.
+  std::unique_ptr<ServedStatus> status_;
   std::unique_ptr<Coordinator> coordinator_;
   std::unique_ptr<ExchangeLogWriter> log_;
   Observer nobody_;

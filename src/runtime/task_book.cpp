@@ -260,6 +260,13 @@ void TaskBook::restore(std::int64_t step, std::span<const std::int64_t> words) {
     if (hole.first < at || hole.count < 1 || hole.first > cursor_ || hole.count > kMostSamples) {
       refuse("its ranges of samples contradict the step");
     }
+    if (hole.count % settings_.batch_samples != 0) {
+      throw Error(
+          ExitCode::Usage,
+          fmt::format("the run was stopped with {} samples left out that begin at {}, which are no whole number of "
+                      "batches of {}; go on with the parallel.data that it had",
+                      hole.count, hole.first, settings_.batch_samples));
+    }
     at = hole.end();
     cursor_ += hole.count;
     pool_.push_back(hole);

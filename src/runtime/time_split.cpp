@@ -100,7 +100,8 @@ schedule::StageTimes stage_times(const ActionLog::StageSum& sum) {
           split ? mean(Activity::BackwardWeight) : 0.0};
 }
 
-std::vector<TimeSplit> split_ranks(const RunPlan& plan, const std::vector<RankTimes>& ranks) {
+std::vector<TimeSplit> split_ranks(const RunPlan& plan, const std::vector<RankTimes>& ranks,
+                                   const std::vector<const schedule::Schedule*>& tables) {
   std::vector<TimeSplit> splits;
   for (const RankTimes& rank : ranks) {
     TimeSplit split = split_of(rank.activities);
@@ -116,7 +117,8 @@ std::vector<TimeSplit> split_ranks(const RunPlan& plan, const std::vector<RankTi
       for (std::size_t s = 0; s < times.size(); ++s) {
         times[s] = stage_times(ranks[world_rank(plan.rank_of(StageId(static_cast<std::int64_t>(s))))].stages[s]);
       }
-      const std::vector<ForcedIdle> idle = forced_idle(plan.training, times);
+      const schedule::Schedule& table = tables.empty() ? plan.training : *tables[static_cast<std::size_t>(d)];
+      const std::vector<ForcedIdle> idle = forced_idle(table, times);
       for (std::int64_t p = 0; p < plan.mesh.pipeline; ++p) {
         const RankTimes& rank = ranks[world_rank(p)];
         const double tied = seconds(rank.activities, Activity::Tied) / std::max(1.0, static_cast<double>(rank.steps));

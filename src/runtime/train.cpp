@@ -1,13 +1,16 @@
 #include "trainer/runtime/train.hpp"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <chrono>
+#include <map>
 #include <optional>
 
 #include "run_end.hpp"
 #include "saver.hpp"
 #include "served_run.hpp"
+#include "trainer/runtime/pass_table.hpp"
 #include "trainer/runtime/time_split.hpp"
 #include "trainer/runtime/worker.hpp"
 
@@ -44,6 +47,13 @@ class Run {
     PendingMessages pending;
     const std::int64_t done = saver_.open(worker_, options_.resume, pending);
     observer_ = make_observers(world_, options_, saver_, pending, done, total_);
+    if (plan_.config.parallel.delayed_gradients) {
+      observer_->note(
+          "parallel.delayed_gradients: each step applies the gradients of the step before it (staleness 1); those of "
+          "the last step are computed, and kept in its checkpoint, but not applied");
+    }
+
+    if (worker_.shares() != nullptr) tell_shares(done);
 
     result_.first_step = done + 1;
     result_.last_step = done;
@@ -61,6 +71,7 @@ class Run {
       stopped = true;
       if (!due) save(step);
     }
+    worker_.finish_exchange();
     finish(stopped && result_.last_step < total_, clock);
     return std::move(result_);
   }
@@ -79,7 +90,8 @@ class Run {
   bool one_step(std::int64_t step, Clock::time_point started) {
     times_.before_step();
     const std::int64_t before = options_.allocations ? options_.allocations() : 0;
-    const bool settle = save_is_due(step) || evaluation_is_due(step);
+    const bool look = step < total_ && worker_.rebalances_after(step);
+    const bool settle = look || save_is_due(step) || evaluation_is_due(step);
     const StepResult done = worker_.step(step, wants_stop(started), settle);
     const std::int64_t after = options_.allocations ? options_.allocations() : 0;
     times_.after_step();
@@ -100,7 +112,31 @@ class Run {
     for (const StepOutcome& outcome : done.round) stop = report(outcome, open_[settled++]);
     if (done.now) stop = report(*done.now, open_[settled++]);
     open_.erase(open_.begin(), open_.begin() + static_cast<std::ptrdiff_t>(settled));
+    if (look && done.now && worker_.rebalance(step)) tell_shares(step);
     return stop;
+  }
+
+  // Of steps behind this one.
+  void tell_shares(std::int64_t step) {
+    const ReplicaShares& shares = *worker_.shares();
+    observer_->shares({.step = step, .micro_batches = shares.shares(), .seconds = shares.seconds()});
+    if (shares.changes() == 0) return;
+    std::vector<double> milliseconds;
+    for (const double seconds : shares.seconds()) milliseconds.push_back(1e3 * seconds);
+    observer_->note(fmt::format("step {}: replicas take {} micro-batches from here on, as one takes them {:.3g} ms",
+                                step, fmt::join(shares.shares(), " + "), fmt::join(milliseconds, ", ")));
+  }
+
+  // [replica] what each walks; empty: all the plan's own.
+  std::vector<const schedule::Schedule*> tables() {
+    std::vector<const schedule::Schedule*> tables;
+    if (worker_.shares() == nullptr || world_.rank() != 0) return tables;
+    for (const std::int64_t count : worker_.shares()->shares()) {
+      schedule::Schedule& table = tables_[count];
+      if (table.ranks.empty()) table = pass_table(plan_, count).schedule;
+      tables.push_back(&table);
+    }
+    return tables;
   }
 
   // What a call took, until its step is settled.
@@ -118,7 +154,7 @@ class Run {
   void end_gather() {
     for (Spent& spent : open_) {
       if (!spent.gathers) continue;
-      spent.splits = split_ranks(plan_, times_.end_gather());
+      spent.splits = split_ranks(plan_, times_.end_gather(), tables());
       spent.gathers = false;
     }
   }
@@ -147,6 +183,7 @@ class Run {
     report.peak_flops = options_.peak_flops;
     if (options_.allocations) report.allocations = spent.allocations;
     report.splits = spent.splits;
+    if (worker_.shares() != nullptr) report.micro_batches = worker_.shares()->shares();
     observer_->step(report);
     return outcome.stop;
   }
@@ -154,6 +191,7 @@ class Run {
   void save(std::int64_t step) {
     if (!saver_.enabled()) return;
     const ActivitySpan span(&log_, Activity::Checkpoint, -1, step);
+    worker_.finish_exchange();
     saver_.save(worker_, step, *observer_);
   }
 
@@ -182,7 +220,11 @@ class Run {
     const std::size_t log_bytes = options_.trace ? log_.bytes() : 0;  // a usual one is in `fixed`
     result_.memory = gather_memory(world_, predict_memory(plan_, world_.rank(), pool_.threads(), data_.bytes()),
                                    log_bytes, options_.base_memory);
-    gather_times(world_, plan_, log_, times_, clock, pool_.threads(), options_, result_);
+    gather_times(world_, plan_, log_, times_, clock, pool_.threads(), options_, result_, tables());
+    if (const ReplicaShares* shares = worker_.shares()) {
+      result_.micro_batches = shares->shares();
+      result_.balance_changes = shares->changes();
+    }
     result_.optimistic_updates = worker_.optimism().updates;
     result_.updates_taken_back = worker_.optimism().taken_back;
     conclude(result_, saver_, plan_, total_, interrupted, limit_reached_);
@@ -198,6 +240,7 @@ class Run {
   Saver& saver_;
   const std::int64_t total_;
   StepTimes times_;
+  std::map<std::int64_t, schedule::Schedule> tables_;  // [micro-batches]
   const double step_flops_ = step_flops(plan_);
   std::unique_ptr<Observer> observer_;
   bool limit_reached_ = false;

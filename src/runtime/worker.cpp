@@ -8,12 +8,14 @@
 
 #include "trainer/core/error.hpp"
 #include "trainer/runtime/agreement.hpp"
+#include "trainer/runtime/pass_table.hpp"
 
 namespace trainer::runtime {
 
 struct Worker::Program {
   RankLayouts layouts;
   std::vector<std::unique_ptr<StageRunner>> runners;  // [stage of this rank]
+  std::unique_ptr<PassTable> table;                   // of a share; null: the plan's own
   std::unique_ptr<Executor> executor;
 
   void set_progress(const std::function<void()>& progress) {
@@ -72,6 +74,11 @@ Worker::Worker(comm::Communicator& world, const RunPlan& plan, const storage::Da
       at_(plan.mesh.coordinates(world.rank())),
       local_(plan::shard(plan.graph, plan.mesh.tensor, at_.tensor)) {
   const config::Config& config = plan.config;
+  if (training && plan.balances()) {
+    if (log_ == nullptr) own_log_ = std::make_unique<ActionLog>(1, plan.training.rank_of_stage.size());
+    if (log_ == nullptr) log = log_ = own_log_.get();
+    shares_ = std::make_unique<ReplicaShares>(plan, at_, *log_);
+  }
   split_ = storage::split(data.size(), config.data.validation_fraction);
   total_steps_ = runtime::total_steps(config.training, split_.training);
   sample_limit_ = config.training.steps > 0
@@ -95,6 +102,7 @@ Worker::Worker(comm::Communicator& world, const RunPlan& plan, const storage::Da
   const auto prepare = [&](bool trains) {
     auto program = std::make_unique<Program>();
     program->layouts = rank_layouts(plan, local_, at_.pipeline, pool.threads(), trains);
+    make_runners(*program);
     return program;
   };
   if (training) training_ = prepare(true);
@@ -109,9 +117,15 @@ Worker::Worker(comm::Communicator& world, const RunPlan& plan, const storage::Da
   if (training) wire(*training_, plan.training, plan.training_slots, 0);
   wire(*forward_only_, plan.forward_only, plan.forward_only_slots, 1);
   if (training) {
-    sync_ = std::make_unique<GradientSync>(plan, at_, *parameters_, pool, *data_ranks_, *pipeline_ranks_, log);
+    if (config.parallel.delayed_gradients) {
+      delayed_ = std::make_unique<DelayedGradients>(plan, at_, *parameters_, pool, *data_ranks_, *pipeline_ranks_, log);
+      wait_progress_.emplace([this] { delayed_->progress(); });
+    } else {
+      sync_ = std::make_unique<GradientSync>(plan, at_, *parameters_, pool, *data_ranks_, *pipeline_ranks_, log);
+    }
     training_->set_progress([this] {
-      sync_->progress();
+      if (sync_) sync_->progress();
+      if (delayed_) delayed_->progress();
       messages_->progress();
       if (optimistic_) optimistic_->progress();
     });
@@ -139,20 +153,45 @@ Worker::Worker(comm::Communicator& world, const RunPlan& plan, const storage::Da
 
 Worker::~Worker() = default;
 
+void Worker::make_runners(Program& program) {
+  for (const StageLayout& layout : program.layouts.stages) {
+    program.runners.push_back(
+        std::make_unique<StageRunner>(plan_.graph, local_, layout, *parameters_, pool_, *tensor_));
+  }
+  program.set_progress([this] { messages_->progress(); });
+}
+
+void Worker::take_share() {
+  auto table = std::make_unique<PassTable>(pass_table(plan_, shares_->mine()));
+  wire(*training_, table->schedule, table->slots, 0);
+  training_->table = std::move(table);
+}
+
+void Worker::take_shares(std::vector<std::int64_t> shares) {
+  shares_->take(std::move(shares));
+  take_share();
+}
+
+bool Worker::rebalance(std::int64_t step) {
+  const std::int64_t before = shares_->mine();
+  if (!shares_->look(world_, step)) return false;
+  if (shares_->mine() != before) take_share();
+  return true;
+}
+
+// Transfers of an executor before this one are idle: all sends of a pass have left at its end.
 void Worker::wire(Program& program, const schedule::Schedule& schedule, const std::vector<schedule::StageSlots>& slots,
                   int channel) {
+  program.executor.reset();
   std::vector<StageProgram> stages;
   for (std::size_t s = 0; s < program.layouts.stages.size(); ++s) {
     const StageLayout& layout = program.layouts.stages[s];
     const StageId stage = plan_.stages_of(at_.pipeline)[s];
-    program.runners.push_back(
-        std::make_unique<StageRunner>(plan_.graph, local_, layout, *parameters_, pool_, *tensor_));
     stages.push_back(
-        {stage, &slots[stage.index()], &layout, program.layouts.arena.stages[s], program.runners.back().get()});
+        {stage, &slots[stage.index()], &layout, program.layouts.arena.stages[s], program.runners[s].get()});
   }
   program.executor = std::make_unique<Executor>(plan_.graph, schedule, std::move(stages), arena_.data(), *messages_,
                                                 channel, stage_ranks(), log_);
-  program.set_progress([this] { messages_->progress(); });
 }
 
 std::vector<int> Worker::stage_ranks() const {
@@ -168,52 +207,6 @@ void Worker::initialise() {
   parameters_->initialise(plan_.graph, plan_.config.training.seed, pool_);
   data_ranks_->barrier();
   if (rounds_) rounds_->begin();
-}
-
-bool Worker::load(const storage::CheckpointReader& checkpoint) {
-  const int states = training_ != nullptr ? optimizer_->state_count() : 0;
-  bool complete = true;
-  for (const HeldParameter& held : parameters_->layout().held) {
-    const model::Parameter& parameter = plan_.graph.parameters[held.id.index()];
-    for (const Piece& piece : parameters_->duty(held)) {
-      checkpoint.read(parameter.name, piece.box, parameters_->weights() + held.weight + piece.begin);
-      for (int s = 0; s < states; ++s) {
-        const std::string name = fmt::format("optimizer.{}.{}", optimizer_->state_name(s), parameter.name);
-        if (checkpoint.has(name)) {
-          checkpoint.read(name, piece.box, parameters_->state(s) + piece.state);
-        } else {
-          std::fill_n(parameters_->state(s) + piece.state, piece.box.elements(), 0.0f);
-          complete = false;
-        }
-      }
-    }
-  }
-  if (sync_ && sync_->compressed()) sync_->compressed()->load(checkpoint);
-  if (rounds_) rounds_->load(checkpoint);
-  return complete;
-}
-
-std::vector<storage::Piece> Worker::pieces() const {
-  if (rounds_) return rounds_->pieces();
-  std::vector<storage::Piece> pieces;
-  for (const HeldParameter& held : parameters_->layout().held) {
-    if (!held.counted) continue;
-    const model::Parameter& parameter = plan_.graph.parameters[held.id.index()];
-    for (const Piece& piece : held.share) {
-      const std::size_t weight = held.weight + static_cast<std::size_t>(piece.begin);
-      const std::size_t state = parameters_->shared() != nullptr ? piece.state : weight;
-      pieces.push_back({parameter.name, DType::F32, parameter.shape, piece.box, parameters_->weights() + weight});
-      for (int s = 0; s < optimizer_->state_count(); ++s) {
-        pieces.push_back({fmt::format("optimizer.{}.{}", optimizer_->state_name(s), parameter.name), DType::F32,
-                          parameter.shape, piece.box, parameters_->state(s) + state});
-      }
-    }
-  }
-  if (sync_ && sync_->compressed()) {
-    const std::vector<storage::Piece> more = sync_->compressed()->pieces();
-    pieces.insert(pieces.end(), more.begin(), more.end());
-  }
-  return pieces;
 }
 
 GlobalBatch Worker::training_batch(std::int64_t step) const {
@@ -244,7 +237,7 @@ void Worker::measure_norms() {
     if (!held.counted) continue;
     double squares = 0;
     for (const Piece& piece : held.share) {
-      const float* gradient = parameters_->gradients() + held.gradients.front() + piece.begin;
+      const float* gradient = parameters_->applied_gradients() + held.gradients.front() + piece.begin;
       squares += optim::sum_of_squares(pool_, {gradient, static_cast<std::size_t>(piece.box.elements())},
                                        norm_scratch_.data());
     }
@@ -256,16 +249,23 @@ PassResult Worker::pass(std::int64_t step, const std::function<bool()>& go_on) {
   const GlobalBatch batch = training_batch(step);
   {
     const ActivitySpan data(log_, Activity::Data);
-    batches_->set(batch);
+    if (shares_) {
+      batches_->set(batch, shares_->first());
+    } else {
+      batches_->set(batch);
+    }
   }
+  const config::Parallel& parallel = plan_.config.parallel;
+  const double gradients = parallel.all_reduce.sum ? static_cast<double>(plan_.mesh.data) : 1.0;
   const PassRequest request{.seed = plan_.config.training.seed,
                             .training = true,
-                            .loss_scale = 1.0 / targets_of(batch_of_means(step)),
+                            .loss_scale = gradients / targets_of(batch_of_means(step)),
                             .count_hits = false,
                             .sample_delay = sample_delay_,
                             .go_on = go_on};
-  sync_->begin_step(step);
-  return training_->executor->run(*batches_, request, sync_.get());
+  GradientSync& sync = delayed_ ? delayed_->begin_pass(step) : *sync_;
+  if (!delayed_) sync.begin_step(step);
+  return training_->executor->run(*batches_, request, &sync);
 }
 
 double Worker::compute_gradients(const GlobalBatch& batch, double scale, bool add_uses) {
@@ -339,8 +339,17 @@ void Worker::repair(const StepOutcome& outcome) {
   if (!is_finite(outcome)) diverge(outcome.step, outcome.loss, outcome.grad_norm);
 }
 
+void Worker::agree_on(const PassResult& pass, bool stop, double sent_bytes) {
+  const std::size_t parameters = plan_.graph.parameters.size();
+  agreement_[parameters] = at_.tensor == 0 ? pass.loss : 0.0;
+  agreement_[parameters + 1] = stop ? 1.0 : 0.0;
+  agreement_[parameters + 2] = sent_bytes;
+}
+
 StepResult Worker::step(std::int64_t step, bool stop, bool settle) {
   const ActivitySpan whole(log_, Activity::Step, -1, step);
+  if (shares_) shares_->count_step();
+  if (delayed_) return delayed_step(step, stop);
   if (rounds_) return local_step(step, stop, settle);
   StepResult result;
   const std::int64_t sent_before = sync_->sent_bytes();
@@ -362,10 +371,7 @@ StepResult Worker::step(std::int64_t step, bool stop, bool settle) {
     const ActivitySpan norms(log_, Activity::Optimizer);
     measure_norms();
   }
-  const std::size_t parameters = plan_.graph.parameters.size();
-  agreement_[parameters] = at_.tensor == 0 ? pass.loss : 0.0;
-  agreement_[parameters + 1] = stop ? 1.0 : 0.0;
-  agreement_[parameters + 2] = static_cast<double>(sync_->sent_bytes() - sent_before);
+  agree_on(pass, stop, static_cast<double>(sync_->sent_bytes() - sent_before));
   StepOutcome outcome;
   if (optimistic_ && !settle && optimistic_->promising()) {
     std::copy(agreement_.begin(), agreement_.end(), optimistic_->terms().begin());

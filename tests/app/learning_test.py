@@ -67,12 +67,14 @@ def second_order_text(letters="abcdefghijklmnop", length=100_000):
 def train(arguments, folder, name, model, data, steps, batch, rate, parallel, precision="float32"):
     """The losses of all steps, and the run's last evaluation."""
     directory = folder / name
+    adamw = {"type": "adamw", "learning_rate": rate, "betas": [0.9, 0.95]}
+    sgd = {"type": "sgd", "learning_rate": 30 * rate, "momentum": 0.9}
+    signs = parallel.get("compression", {}).get("type") == "sign"  # of one magnitude, which AdamW cannot use
     config = {
         "model": model, "data": data,
         "training": {"steps": steps, "batch_size": batch, "micro_batches": 2, "gradient_clip": 1.0, "seed": 1,
                      "hang_timeout": 60, "precision": precision, "bfloat16_emulation": True},
-        "optimizer": {"type": "adamw", "learning_rate": rate, "betas": [0.9, 0.95],
-                      "schedule": {"type": "cosine", "warmup_steps": 20, "final_ratio": 0.05}},
+        "optimizer": {**(sgd if signs else adamw), "schedule": {"type": "cosine", "warmup_steps": 20, "final_ratio": 0.05}},
         "logging": {"directory": str(directory), "every_steps": 1},
     }
     path = runs.write_config(folder / f"{name}.json", config, parallel)

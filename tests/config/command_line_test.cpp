@@ -158,7 +158,7 @@ TEST_CASE("complaints name the nearest word") {
         "trainer: unknown subcommand \"genrate\"; did you mean generate?");
   CHECK(complaint({"frobnicate"}) ==
         "trainer: unknown subcommand \"frobnicate\"; there are export, generate, eval, inspect, schedule, profile, "
-        "plan, report and sweep");
+        "plan, report, sweep, status and replay");
   CHECK(complaint({"--confg", "a.json"}) == "trainer: unknown option --confg; did you mean --config?");
   CHECK(complaint({"--config", "a.json", "--dryrun"}) == "trainer: unknown option --dryrun; did you mean --dry-run?");
   CHECK(complaint({"--config", "a.json", "--zzz=4"}) == "trainer: unknown option --zzz");

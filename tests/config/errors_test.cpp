@@ -136,9 +136,11 @@ const std::vector<Case>& cases() {
       {kGpt, "\"tensor\": 2", "\"compression\": {\"type\": \"top_k\", \"layers\": \"h.0\"}"},
       {kGpt, "", "", {"parallel.compression={\"type\":\"int8\",\"ratio\":0.1}"}},
       {kGpt, "", "", {"parallel.compression={\"type\":\"top_k\",\"rank\":2}"}},
-      {kGpt, "", "", {"parallel.compression={\"type\":\"sign\",\"error_feedback\":true}"}},
+      {kMlp, "", "", {"parallel.compression={\"type\":\"sign\",\"error_feedback\":true}"}},
       {kGpt, "", "", {"parallel.compression={\"type\":\"int8\",\"error_feedback\":true}"}},
       {kGpt, "", "", {"parallel.compression={\"type\":\"none\",\"layers\":[\"h.0\"]}"}},
+      {kGpt, "", "", {"parallel.compression={\"type\":\"sign\",\"layers\":[\"h.*.mlp\"]}"}},
+      {kSmallest, "\"batch_size\": 4}", "\"batch_size\": 4}, \"parallel\": {\"compression\": {\"type\": \"sign\"}}"},
       // exchange
       {kGpt, "", "", {"parallel.exchange=servers"}},
       {kGpt, "", "", {"parallel.servers=2"}},
@@ -155,6 +157,8 @@ const std::vector<Case>& cases() {
       {kGpt, "", "", {"parallel.exchange=local", "parallel.balance=auto"}},
       {kGpt, "", "", {"parallel.delayed_gradients=true", "training.optimistic_step=true"}},
       {kGpt, "", "", {"parallel.all_reduce.algorithm=ring", "parallel.compression={\"type\":\"int8\"}"}},
+      {kGpt, "", "", {"parallel.delayed_gradients=true", "parallel.compression={\"type\":\"int8\"}"}},
+      {kGpt, "", "", {"parallel.all_reduce.algorithm=mpi", "parallel.all_reduce.wire=bfloat16"}},
       {kGpt, "", "", {"parallel.balance=auto", "parallel.schedule=file", "parallel.schedule_file=a.csv"}},
       {kGpt, "", "", {"parallel.injected_delay=[0,-1]"}},
   };

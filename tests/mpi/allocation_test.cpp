@@ -24,6 +24,7 @@ std::int64_t allocations_in_steps(comm::Communicator& world, const std::string& 
   for (std::int64_t step = 3; step <= 12; ++step) worker.step(step, false, settle);
   const std::int64_t after = app::allocation_count();
   worker.step(13, false, true);
+  worker.finish_exchange();
   CHECK(!log.kept().empty());
   return after - before;
 }
@@ -54,10 +55,30 @@ TEST_CASE("a steady-state step allocates nothing") {
   }
   for (const std::string type : {"top_k", "random_k", "sign", "power_sgd", "int8"}) {
     CAPTURE(type);
+    std::vector<std::string> keys = {"parallel.data=" + std::to_string(world.size()), "training.micro_batches=2",
+                                     "parallel.compression.type=" + type, "parallel.compression.min_elements=100"};
+    if (type == "sign") keys.emplace_back(R"(optimizer={"type":"sgd","learning_rate":0.01,"momentum":0.9})");
+    CHECK(allocations_in_steps(world, "gpt tied", keys) == 0);
+  }
+  for (const std::string more : {"all_reduce.algorithm=direct", "all_reduce.algorithm=ring",
+                                 "all_reduce.algorithm=tree", "all_reduce.algorithm=hierarchy",
+                                 "all_reduce.algorithm=mpi", "all_reduce.wire=bfloat16", "delayed_gradients=true"}) {
+    CAPTURE(more);
     CHECK(allocations_in_steps(world, "gpt tied",
                                {"parallel.data=" + std::to_string(world.size()), "training.micro_batches=2",
-                                "parallel.compression.type=" + type, "parallel.compression.min_elements=100"}) == 0);
+                                "parallel.all_reduce.bucket_elements=1000", "parallel." + more}) == 0);
   }
+  // Rounds end after steps 3, 6, 9 and 12.
+  for (const std::string axis : {"data", "pipeline", "tensor"}) {
+    CAPTURE(axis);
+    CHECK(allocations_in_steps(world, "gpt tied",
+                               {"parallel." + axis + "=" + std::to_string(world.size()), "training.micro_batches=2",
+                                "parallel.exchange=local", "parallel.local.steps=3"},
+                               false) == 0);
+  }
+  CHECK(allocations_in_steps(world, "gpt tied",
+                             {"parallel.data=" + std::to_string(world.size()), "training.micro_batches=2",
+                              "parallel.balance=auto"}) == 0);
   // The counter counts.
   const std::int64_t before = app::allocation_count();
   const auto kept = std::make_unique<int>(1);

@@ -54,7 +54,8 @@ std::int64_t allocations_in_steps(comm::Communicator& world, const test::ServedC
       const std::int64_t size = plan.config.training.batch_size / plan.mesh.data;
       const auto replicas = static_cast<int>(plan.mesh.data);
       const auto book = bulk ? runtime::make_step_book(replicas, 0, size) : runtime::make_stream_book(replicas, size);
-      runtime::Coordinator coordinator(world, plan, *book, kSteps, nullptr);
+      runtime::ReplicaWatch watch(plan.mesh, static_cast<int>(plan.servers()), 60);
+      runtime::Coordinator coordinator(world, plan, *book, kSteps, nullptr, watch);
       parameters.stepped = [&](const runtime::StepRecord& record) { coordinator.stepped(record); };
       coordinator.open_until(kSteps);
       parameters.serve([&] {

@@ -18,20 +18,20 @@ using Kind = runtime::ReplayAction::Kind;
 
 namespace {
 
-struct Shape {
+struct Servers {
   int servers = 2;
   std::int64_t replicas = 3;
   std::string consistency = "async";
 };
 
-std::vector<std::string> paths_of(const Shape& shape) {
+std::vector<std::string> paths_of(const Servers& shape) {
   std::vector<std::string> paths;
   for (int s = 0; s < shape.servers; ++s) paths.push_back(runtime::exchange_log_path("run", s));
   return paths;
 }
 
 // Replicas that pull from and push to servers in any order, as messages may travel.
-std::vector<ExchangeLog> random_run(const Shape& shape, std::int64_t batches, std::uint64_t seed) {
+std::vector<ExchangeLog> random_run(const Servers& shape, std::int64_t batches, std::uint64_t seed) {
   std::mt19937_64 random(seed);
   struct Replica {
     std::int64_t clock = 0, first = 0;
@@ -147,8 +147,8 @@ void renumber(ExchangeLog& log) {
 TEST_CASE("the order of random runs is one that could have been") {
   for (std::uint64_t seed = 0; seed < 300; ++seed) {
     INFO("seed ", seed);
-    const Shape shape{1 + static_cast<int>(seed % 4), 1 + static_cast<std::int64_t>(seed / 4 % 5),
-                      seed % 2 ? "ssp" : "async"};
+    const Servers shape{1 + static_cast<int>(seed % 4), 1 + static_cast<std::int64_t>(seed / 4 % 5),
+                        seed % 2 ? "ssp" : "async"};
     const auto logs = random_run(shape, 12, seed);
     check_order(logs, runtime::serial_order(logs, whole(logs), paths_of(shape)));
   }
@@ -156,7 +156,7 @@ TEST_CASE("the order of random runs is one that could have been") {
 
 TEST_CASE("a replay may begin and end at any checkpoint") {
   // Two runs behind each other: at the seam all replicas have pushed.
-  const Shape shape{3, 2, "async"};
+  const Servers shape{3, 2, "async"};
   auto logs = random_run(shape, 6, 5);
   const auto more = random_run(shape, 4, 6);
   auto parts = whole(logs);
@@ -205,7 +205,7 @@ TEST_CASE("bulk-synchronous servers apply what was pushed") {
 }
 
 TEST_CASE("logs that no run could have written are refused") {
-  const Shape shape{2, 2, "async"};
+  const Servers shape{2, 2, "async"};
   const auto logs = random_run(shape, 5, 3);
   const auto find = [](const ExchangeLog& log, ExchangeKind kind, std::size_t from) {
     while (log.records[from].kind != kind) ++from;

@@ -31,6 +31,8 @@ LAYOUTS = [
     (runs.layout(pipeline=2, tensor=2, schedule="zb-h2"), [(2, 2)]),
     (runs.layout(data=4), [(2, 2)]),
     (runs.layout(data=2, pipeline=2, tensor=2), [(4, 2)]),
+    # Two servers beside the mesh: bsp, so the bits do not depend on who is first.
+    ({**runs.layout(data=2), "exchange": "server", "servers": 2}, [(4, 1), (2, 2)]),
 ]
 
 
@@ -41,6 +43,10 @@ def config_of(directory, steps=STEPS, every=0):
     config["checkpoint"] = {"directory": str(directory), "every_steps": every, "keep": 2}
     config["logging"] = {"every_steps": 1}
     return config
+
+
+def ranks_of(parallel):
+    return runs.ranks_of(parallel) + parallel.get("servers", 0)
 
 
 class Job:
@@ -89,7 +95,7 @@ def result(arguments, folder, name):
 
 def train(arguments, folder, name, parallel, hosts, *flags, config=None):
     path = runs.write_config(folder / f"{name}.json", config or config_of(folder / name), parallel)
-    with Job(arguments, folder / f"{name}.log", hosts, runs.ranks_of(parallel), "--config", path, *flags) as job:
+    with Job(arguments, folder / f"{name}.log", hosts, ranks_of(parallel), "--config", path, *flags) as job:
         job.wait(0)
         said = f"on {hosts} nodes" if hosts else None
         if (said and said not in job.text()) or (not said and " nodes" in job.text()):

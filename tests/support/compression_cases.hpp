@@ -13,7 +13,8 @@ inline const std::vector<std::string> kCompressions = {"top_k", "random_k", "sig
 inline std::string keys_of(const std::string& type, const std::string& more = "") {
   return "parallel.compression.type=" + type + ";parallel.compression.min_elements=100" +
          (type == "top_k" || type == "random_k" ? ";parallel.compression.ratio=0.1" : "") +
-         (type == "power_sgd" ? ";parallel.compression.rank=2" : "") + more;
+         (type == "power_sgd" ? ";parallel.compression.rank=2" : "") +
+         (type == "sign" ? R"(;optimizer={"type":"sgd","learning_rate":0.01,"momentum":0.9})" : "") + more;
 }
 
 inline Case case_of(const std::string& model, std::int64_t data, std::int64_t pipeline, std::int64_t tensor,

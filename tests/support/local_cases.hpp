@@ -47,6 +47,7 @@ struct Heard {
   std::vector<double> losses;
   std::map<std::int64_t, double> validation;  // [step]
   std::vector<std::string> warnings, notes;
+  std::vector<std::pair<std::int64_t, std::vector<std::int64_t>>> shares;  // the last step before they held
   runtime::TrainResult result;
 };
 
@@ -62,10 +63,15 @@ class Listener final : public Observer {
   void step(const StepReport& report) override {
     heard_.steps.push_back(report);
     heard_.steps.back().splits = {};
+    heard_.steps.back().micro_batches = {};
     heard_.losses.push_back(report.loss);
     if (report.step == at_) stop_ = true;
   }
   void evaluation(const EvaluationReport& report) override { heard_.validation[report.step] = report.loss; }
+  void shares(const ShareReport& report) override {
+    heard_.shares.emplace_back(report.step,
+                               std::vector<std::int64_t>(report.micro_batches.begin(), report.micro_batches.end()));
+  }
   void warning(std::string_view text) override { heard_.warnings.emplace_back(text); }
   void note(std::string_view text) override { heard_.notes.emplace_back(text); }
 

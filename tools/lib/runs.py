@@ -116,9 +116,12 @@ def kill(pid, number):
 
 
 class Run:
-    """One mpiexec with the trainer below it. Leaving the `with` block ends whatever still runs."""
+    """One mpiexec with the trainer below it. Leaving the `with` block ends whatever still runs.
 
-    def __init__(self, trainer, ranks, arguments, log, cores=None):
+    `launcher`: the words that start the trainer, itself the last of them, where that is not just mpiexec.
+    """
+
+    def __init__(self, trainer, ranks, arguments, log, cores=None, launcher=None):
         self.program = trainer
         self.log = log
         self.below = set()
@@ -127,7 +130,7 @@ class Run:
         affinity = (lambda: os.sched_setaffinity(0, cores)) if cores else None
         with open(log, "wb") as out:
             self.process = subprocess.Popen(
-                [mpiexec(), "-n", str(ranks), str(trainer), *map(str, arguments)], stdin=subprocess.DEVNULL,
+                list(map(str, [*(launcher or [mpiexec(), "-n", ranks, trainer]), *arguments])), stdin=subprocess.DEVNULL,
                 stdout=out, stderr=subprocess.STDOUT, cwd=log.parent, start_new_session=True, preexec_fn=affinity)
 
     def __enter__(self):

@@ -17,7 +17,8 @@ struct ClockSample {
 
 /// Measures it by exchanging messages with rank 0 (Cristian's algorithm: the fastest of some exchanges counts). Ranks
 /// of a node share a clock, so one rank a node does it; on rank 0's node nothing is sent. `node_of_rank` empty: all are
-/// on one. Collective; uses tags 8 and 9 of `world`. `clock`: nanoseconds; for tests.
+/// on one; it may go on with ranks that are not of `world`, such as servers beside a mesh. Collective; uses tags 8 and
+/// 9 of `world`. `clock`: nanoseconds; for tests.
 ClockSample measure_clock(Communicator& world, const std::vector<int>& node_of_rank, std::int64_t (*clock)());
 
 /// By rank 0's clock, from samples before and after; the drift between them is taken to be even.

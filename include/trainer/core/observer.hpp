@@ -28,6 +28,7 @@ struct StepReport {
   double peak_flops = 0;              // of the cores in use, all ranks, per second; 0 when not measured
   std::int64_t allocations = -1;      // by our own code during the step, on this rank; -1 when not counted
   std::span<const TimeSplit> splits;  // [rank] of logged steps; empty when not gathered
+  std::span<const std::int64_t> micro_batches;  // [replica] that each took, where they differ by speed; else empty
 };
 
 /// The first, the last, and every `every_steps`-th (0: none of these), counted from step 1 of the training, so that a
@@ -44,12 +45,20 @@ struct EvaluationReport {
   double seconds = 0;
 };
 
+/// How many micro-batches of a step each replica takes from here on, where that goes by their speed.
+struct ShareReport {
+  std::int64_t step = 0;                        // the last step before they hold
+  std::span<const std::int64_t> micro_batches;  // [replica]
+  std::span<const double> seconds;              // [replica] of one micro-batch, as measured; empty: not yet
+};
+
 /// Called on rank 0 only. Implementations live in observe; every method may do nothing.
 class Observer {
  public:
   virtual ~Observer() = default;
   virtual void step(const StepReport&) {}
   virtual void evaluation(const EvaluationReport&) {}
+  virtual void shares(const ShareReport&) {}
   virtual void saved(std::int64_t /*step*/, std::string_view /*directory*/, double /*seconds*/) {}
   virtual void note(std::string_view /*message*/) {}
   virtual void warning(std::string_view /*message*/) {}

@@ -34,7 +34,8 @@ std::unique_ptr<Observer> make_progress(std::ostream& out, ProgressSettings sett
 /// the directory; a file that cannot be opened is Error(Storage). Opening keeps whole lines of steps up to
 /// `resume_step` (0: none) and drops the rest. Each line is one write, so a kill leaves at most one partial line. Write
 /// errors become one warning, told to `warnings` (which must outlive this; null: a line on stderr), and leave no
-/// partial line behind.
+/// partial line behind. DIRECTORY/balance.jsonl gets a line {"step", "micro_batches", "seconds"?} for each ShareReport,
+/// in the same way.
 std::unique_ptr<Observer> make_metrics(const std::string& directory, std::int64_t every_steps, std::int64_t resume_step,
                                        Observer* warnings = nullptr);
 

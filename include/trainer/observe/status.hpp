@@ -24,7 +24,7 @@ struct RunStatus {
   };
   struct Server {
     int rank = 0;
-    std::int64_t version = 0;  // updates of its parameters
+    std::int64_t version = 0;  // updates of its parameters; −1: the coordinator does not know
   };
   std::string state = "running";  // or "done", "interrupted", "failed"
   std::string message;            // of an end that is not Done

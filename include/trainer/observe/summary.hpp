@@ -20,8 +20,9 @@ struct RunSummary {
   std::int64_t first_step = 0, last_step = 0;
   double loss = 0;
   std::optional<double> validation_loss, accuracy;
-  double seconds = 0;         // in steps
-  double exchange_bytes = 0;  // of gradients, sent between replicas by all ranks; 0: they share memory
+  double seconds = 0;                       // in steps
+  double exchange_bytes = 0;                // of gradients, sent between replicas by all ranks; 0: they share memory
+  std::vector<std::int64_t> micro_batches;  // [replica] of the last step, where replicas' shares go by their speed
   int exit_code = 0;
   std::vector<Memory> memory;
   /// Mean seconds of the steps' passes over the schedule, but for the first step: one for each stage of a rank.
@@ -43,7 +44,8 @@ struct RunSummary {
   std::vector<Promise> promises;
 };
 
-/// {"first_step", "last_step", "loss", "validation_loss"?, "accuracy"?, "seconds", "exchange_bytes"?, "exit_code",
+/// {"first_step", "last_step", "loss", "validation_loss"?, "accuracy"?, "seconds", "exchange_bytes"?, "micro_batches"?,
+///  "exit_code",
 ///  "peak_memory": [{"rank", "predicted", "measured", "live_set", "process"}, …],
 ///  "passes": [{"rank", "stage", "forward", "backward_input", "backward_weight", "whole"}, …], "simulated_pass"?,
 ///  "time": [{"rank", "step", "forward", …, "checkpoint"}, …], "predictions": [{"what", "source", "predicted",

@@ -30,13 +30,16 @@ class BatchSource {
         replicas_(replicas),
         micro_batches_(micro_batches) {}
 
-  void set(const GlobalBatch& batch) { batch_ = batch; }
+  void set(const GlobalBatch& batch) { set(batch, replica_ * micro_batches_); }
+  /// The same where replicas take different numbers of the micro-batches: this one's first, counted over all of them.
+  void set(const GlobalBatch& batch, std::int64_t first_micro_batch) {
+    batch_ = batch;
+    first_ = first_micro_batch;
+  }
   const GlobalBatch& batch() const { return batch_; }
   std::int64_t samples() const { return batch_.size / (replicas_ * micro_batches_); }
   /// Stream position of the first sample of a micro-batch of this replica.
-  std::int64_t first_of(std::int64_t micro_batch) const {
-    return batch_.first + (replica_ * micro_batches_ + micro_batch) * samples();
-  }
+  std::int64_t first_of(std::int64_t micro_batch) const { return batch_.first + (first_ + micro_batch) * samples(); }
 
   /// Tokens [samples · positions] or features [samples · features]; padding is zeros.
   void load_inputs(std::int64_t micro_batch, std::int32_t* tokens, float* features) const;
@@ -53,6 +56,7 @@ class BatchSource {
   storage::Split split_;
   storage::SampleOrder order_;
   std::int64_t replica_, replicas_, micro_batches_;
+  std::int64_t first_ = 0;
   GlobalBatch batch_;
 };
 

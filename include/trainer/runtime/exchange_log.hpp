@@ -55,6 +55,9 @@ struct ExchangeLog {
   bool torn = false;  // a last line without its end was left out
 };
 
+/// As parallel.consistency has it.
+const char* consistency_word(config::Consistency consistency);
+
 std::string exchange_log_path(const std::string& directory, int server);
 
 /// The line of a record with its end; at most this many bytes. Allocates nothing.

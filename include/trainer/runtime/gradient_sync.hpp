@@ -14,15 +14,19 @@
 
 namespace trainer::runtime {
 
+/// How the sums over replicas of a rank at `at` are made, as parallel.all_reduce says; ranks are replicas.
+comm::AllReduceOptions all_reduce_options(const RunPlan& plan, const plan::Coordinates& at);
+
 /// Sums each gradient over the data ranks in buckets that start as soon as the backward has completed them, then adds
 /// the uses of tied parameters in the order of nodes, the same order in every layout. Losses are scaled by the global
-/// batch, so sums are means. Replicas that share memory each sum their duty only, reading the others' gradients where
-/// they lie; it is they who update it, in the weights that all compute with. With parallel.compression each use of a
-/// parameter is exchanged compressed, and what comes of that takes the place of the sum.
+/// batch, so sums are means (Worker::pass; times the replicas with all_reduce.result "sum"). Replicas that share memory
+/// each sum their duty only, reading the others' gradients where they lie; it is they who update it, in the weights
+/// that all compute with. With parallel.compression each use of a parameter is exchanged compressed, and what comes of
+/// that takes the place of the sum.
 class GradientSync {
  public:
   /// `data`: ranks of these stages and tensor place; `pipeline`: of this replica and tensor place.
-  /// Collective over both. `log` (may be null) gets the waits.
+  /// Collective over both. Works on what parameters.gradients() is now. `log` (may be null) gets the waits.
   GradientSync(const RunPlan& plan, const plan::Coordinates& at, Parameters& parameters, ThreadPool& pool,
                comm::Communicator& data, comm::Communicator& pipeline, ActionLog* log = nullptr);
 
@@ -32,6 +36,8 @@ class GradientSync {
   /// The last micro-batch's weight gradient of this node is complete: buckets that are whole now start.
   void weight_done(NodeId node);
   void progress();
+  /// Behind the last weight gradient of a pass: finish_replicas(), unless gradients are delayed.
+  void end_pass();
   /// Waits for all buckets; every bucket has been started by then. Afterwards the gradients of this rank's duty are the
   /// sums; nobody may begin to overwrite gradients before all replicas have come this far.
   void finish_replicas();
@@ -71,7 +77,7 @@ class GradientSync {
     float* sum = nullptr;  // the gradient that the optimizer reads
     std::vector<TiedUse> uses;
   };
-  void make_buckets(comm::Communicator& data);
+  void make_buckets(const RunPlan& plan, const plan::Coordinates& at, comm::Communicator& data);
   static std::vector<Range> duty_of(const Parameters& parameters, Range gradients);
   void make_tied(const RunPlan& plan, const plan::Coordinates& at, comm::Communicator& pipeline);
   Tied make_tied_piece(const RunPlan& plan, const plan::Coordinates& at, comm::Communicator& pipeline,
@@ -82,6 +88,7 @@ class GradientSync {
   Parameters& parameters_;
   ThreadPool& pool_;
   const int replicas_;
+  const bool delayed_;
   std::vector<const float*> terms_;  // [replica]
   // Counts over all steps, as shared counters only rise.
   std::uint64_t buckets_before_ = 0;  // of finished steps

@@ -3,6 +3,7 @@
 // optimizer's state.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -55,6 +56,7 @@ struct ParameterLayout {
   std::size_t state_elements = 0;  // of this replica's share
   bool can_take_back = false;      // training.optimistic_step: keeps what an update changes as it was before
   bool shared = false;             // replicas are planned to lie on one node
+  bool delayed = false;            // parallel.delayed_gradients: two sets of gradients
 };
 /// Elements of the weights that this rank updates, and of each of its states.
 inline std::size_t updated_elements(const ParameterLayout& layout) {
@@ -81,7 +83,13 @@ class Parameters {
 
   const ParameterLayout& layout() const { return layout_; }
   float* weights() { return weights_; }
+  /// Of the pass that runs, or ran last.
   float* gradients() { return gradients_; }
+  /// What the optimizer reads: those of the last pass; where gradients are delayed, of the one before.
+  float* applied_gradients() { return gradient_sets_[layout_.delayed ? 1 - set_ : set_]; }
+  /// Where gradients are delayed, before a pass: what gradients() was is applied from now on, and the other set
+  /// written.
+  void swap_gradients();
   float* state(int index) { return states_[static_cast<std::size_t>(index)].f32(); }
 
   /// The memory that replicas share; null: each has its own.
@@ -90,12 +98,14 @@ class Parameters {
   /// What this rank sums, updates and loads: its share where replicas share memory, else everything.
   const std::vector<Piece>& duty(const HeldParameter& held) const { return shared_ ? held.share : whole_[index(held)]; }
 
-  /// What the optimizer walks, in the order of layout().held; the gradient is that of the first use.
-  const std::vector<optim::Segment>& segments() const { return segments_; }
+  /// What the optimizer walks, in the order of layout().held; the gradient is that of the first use, in
+  /// applied_gradients().
+  const std::vector<optim::Segment>& segments() const { return segments_[layout_.delayed ? 1 - set_ : set_]; }
 
  private:
   std::size_t index(const HeldParameter& held) const { return static_cast<std::size_t>(&held - layout_.held.data()); }
   void take_memory(bool training, comm::Communicator* replicas);
+  std::vector<optim::Segment> make_segments(float* gradients, int state_count);
 
   ParameterLayout layout_;
   std::vector<std::vector<Piece>> whole_;  // [held]
@@ -106,7 +116,10 @@ class Parameters {
   float* gradients_ = nullptr;
   std::vector<Buffer> states_;
   Buffer before_;
-  std::vector<optim::Segment> segments_;
+  // Two where gradients are delayed, else the first alone.
+  std::array<float*, 2> gradient_sets_ = {};
+  std::array<std::vector<optim::Segment>, 2> segments_;
+  std::size_t set_ = 0;  // that gradients() is
 };
 
 }  // namespace trainer::runtime

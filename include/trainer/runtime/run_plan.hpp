@@ -32,6 +32,8 @@ struct RunPlan {
   std::string schedule_origin;                           // of `auto`: what it was found as; else empty
   std::vector<schedule::StageSlots> training_slots;      // [stage]
   std::vector<schedule::StageSlots> forward_only_slots;  // [stage]
+  /// [stage] what a replica's memory is for: training_slots, or where replicas' shares may change those of the largest.
+  std::vector<schedule::StageSlots> booked_slots;
   std::int64_t micro_batch_samples = 0;
   /// [parameter] all uses over all stages in the order of nodes; more than one: tied.
   std::vector<std::vector<ParameterUse>> parameter_uses;
@@ -59,6 +61,8 @@ struct RunPlan {
   bool shares_weights() const;
   /// Whether replicas train by themselves for rounds of steps: gradients, norms and updates are each replica's own.
   bool local_steps() const { return config.parallel.exchange == config::Exchange::Local; }
+  /// Whether replicas take micro-batches by their speed. Where there is but one, it takes all.
+  bool balances() const { return config.parallel.balance == config::Balance::Auto && mesh.data > 1; }
   bool compresses() const { return config.parallel.compression.type != config::CompressionType::None; }
   const std::vector<ParameterUse>& uses(ParameterId p) const { return parameter_uses[p.index()]; }
 };
@@ -90,6 +94,9 @@ struct SharedGroups {
   bool data = true, pipeline = true, tensor = true;
 };
 SharedGroups on_one_node(const RunPlan& plan, const plan::Coordinates& at);
+
+/// Whether the table has I and W apart for this stage.
+bool splits_backward(const schedule::Schedule& schedule, StageId stage);
 
 /// Element counts of the sums over tensor ranks that the stages of a pipeline rank ask for.
 std::vector<std::int64_t> reduction_sizes(const RunPlan& plan, const plan::LocalGraph& local,
@@ -132,8 +139,5 @@ struct RankLayouts {
 };
 RankLayouts rank_layouts(const RunPlan& plan, const plan::LocalGraph& local, std::int64_t pipeline_rank, int threads,
                          bool training);
-
-/// Elements of a rank's gradient memory that one data-parallel bucket may have.
-inline constexpr std::int64_t kBucketElements = std::int64_t{1} << 20;
 
 }  // namespace trainer::runtime

@@ -56,8 +56,8 @@ class TaskBook final : public BatchBook {
   bool complete() const override { return counted_ >= allowed_; }
   std::int64_t close() override;
   std::vector<std::int64_t> state() const override;
-  /// A state of other numbers of replicas or samples a batch will do. Throws Error(Storage) for words that no book has
-  /// written.
+  /// A state of another number of replicas will do where its holes are whole batches, as all batches are whole; else
+  /// Error(Usage). Throws Error(Storage) for words that no book has written.
   void restore(std::int64_t step, std::span<const std::int64_t> words) override;
 
   std::int64_t counted() const { return counted_; }  // positions of the stream

@@ -43,9 +43,10 @@ struct RankTimes {
 schedule::StageTimes stage_times(const ActionLog::StageSum& sum);
 
 /// The splits of all ranks, each a mean over the steps that `ranks` [world rank] sums up, but for what lies between
-/// steps, which is a sum. Bubbles are those of each
-/// (replica, tensor) pipeline by itself.
-std::vector<TimeSplit> split_ranks(const RunPlan& plan, const std::vector<RankTimes>& ranks);
+/// steps, which is a sum. Bubbles are those of each (replica, tensor) pipeline by itself, walking `tables` [replica]
+/// (empty: the plan's own).
+std::vector<TimeSplit> split_ranks(const RunPlan& plan, const std::vector<RankTimes>& ranks,
+                                   const std::vector<const schedule::Schedule*>& tables = {});
 
 /// Collects the times of steps, and brings those of all ranks to rank 0.
 class StepTimes {

@@ -64,6 +64,8 @@ struct TrainResult {
   std::vector<TimeSplit> splits;   // [rank], on rank 0: means of the steps but the first (unless it is the only one)
   observe::Timeline timeline;      // on rank 0
   std::vector<RankPass> passes;    // [rank], on rank 0; empty after a single step
+  std::vector<std::int64_t> micro_batches;  // [replica] that each took last, with balance "auto"; else empty
+  std::int64_t balance_changes = 0;
   std::int64_t optimistic_updates = 0, updates_taken_back = 0;
   std::string message;  // why the run ended other than Done
 };

@@ -10,9 +10,11 @@
 
 #include "trainer/comm/communicator.hpp"
 #include "trainer/core/observer.hpp"
+#include "trainer/runtime/delayed_gradients.hpp"
 #include "trainer/runtime/executor.hpp"
 #include "trainer/runtime/local_rounds.hpp"
 #include "trainer/runtime/optimistic_step.hpp"
+#include "trainer/runtime/replica_shares.hpp"
 #include "trainer/runtime/run_plan.hpp"
 #include "trainer/runtime/saved_state.hpp"
 #include "trainer/storage/checkpoint.hpp"
@@ -58,11 +60,24 @@ class Worker : public SavedState {
   StepResult step(std::int64_t step, bool stop, bool settle);
   /// A settled step.
   StepOutcome step(std::int64_t step, bool stop) { return *this->step(step, stop, true).now; }
+  /// With parallel.balance "auto": whether shares of micro-batches are looked at after this step, which must be settled
+  /// then; and the look itself, collective, between steps. True when the shares have changed.
+  bool rebalances_after(std::int64_t step) const { return shares_ && shares_->due(step); }
+  bool rebalance(std::int64_t step);
+  /// Takes these shares [replica], alike on all ranks, between steps.
+  void take_shares(std::vector<std::int64_t> shares);
+  /// Null: they are even.
+  const ReplicaShares* shares() const { return shares_.get(); }
+
   /// Optimistic updates so far, and how many of them were taken back.
   struct Optimism {
     std::int64_t updates = 0, taken_back = 0;
   };
   const Optimism& optimism() const { return optimism_; }
+  /// With parallel.delayed_gradients, before pieces() and at the end of a run: waits for the sum of the last pass's
+  /// gradients, so that it can be saved. Changes no bit of what follows. Collective; nothing where gradients are not
+  /// delayed.
+  void finish_exchange();
   /// Mean loss (and accuracy for classes) over the held-out samples. Collective. With `stop`,
   /// nothing when it returned true on any rank before the last batch. Within a round of local steps it is that of the
   /// model with which the round began.
@@ -95,13 +110,21 @@ class Worker : public SavedState {
 
  private:
   struct Program;  // layouts, their runners and executor
+  void make_runners(Program& program);
   void wire(Program& program, const schedule::Schedule& schedule, const std::vector<schedule::StageSlots>& slots,
             int channel);
+  /// Makes the training program walk the table of this replica's share.
+  void take_share();
   /// What this rank's loss and gradient are means over: the global batch, or the replica's share of it.
   GlobalBatch batch_of_means(std::int64_t step) const;
   /// [stage] world ranks of this replica and tensor place.
   std::vector<int> stage_ranks() const;
   void measure_norms();
+  /// This rank's terms beside the norms.
+  void agree_on(const PassResult& pass, bool stop, double sent_bytes);
+  StepResult delayed_step(std::int64_t step, bool stop);
+  void load_delayed(const storage::CheckpointReader& checkpoint);
+  void add_delayed_pieces(std::vector<storage::Piece>& pieces) const;
   PassResult pass(std::int64_t step, const std::function<bool()>& go_on = {});
   /// From the sums of all ranks, in agreement_.
   StepOutcome outcome_of(std::int64_t step) const;
@@ -122,6 +145,7 @@ class Worker : public SavedState {
   ThreadPool& pool_;
   comm::Communicator& world_;
   ActionLog* log_;
+  std::unique_ptr<ActionLog> own_log_;  // where nobody gave one and times are needed
   plan::Coordinates at_;
   plan::LocalGraph local_;
   storage::Split split_;
@@ -136,12 +160,14 @@ class Worker : public SavedState {
   Buffer arena_;
   std::unique_ptr<StageMessages> messages_;
   std::unique_ptr<Program> training_, forward_only_;
-  std::unique_ptr<GradientSync> sync_;
+  std::unique_ptr<GradientSync> sync_;         // null where gradients are delayed
+  std::unique_ptr<DelayedGradients> delayed_;  // null where they are not
   std::unique_ptr<BatchSource> batches_;
   std::optional<BatchSource> own_batches_;      // where replicas are apart
   std::unique_ptr<OptimisticStep> optimistic_;  // null: the plain way
   std::optional<comm::WaitProgress> wait_progress_;
-  StepOutcome confirmed_;                // by the last confirm()
+  StepOutcome confirmed_;  // by the last confirm()
+  std::unique_ptr<ReplicaShares> shares_;
   std::unique_ptr<LocalRounds> rounds_;  // null: replicas exchange gradients
   std::vector<StepOutcome> round_outcomes_;
   Optimism optimism_;
