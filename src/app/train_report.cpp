@@ -261,7 +261,7 @@ void write_summary(const runtime::RunPlan& plan, const runtime::TrainResult& res
   for (const std::string& directory : std::set{plan.config.checkpoint.directory, plan.config.logging.directory}) {
     if (directory.empty()) continue;
     try {
-      storage::real_file_system().write_text(directory + "/summary.json", text);
+      write_whole(directory + "/summary.json", text);
     } catch (const Error& error) {
       note(fmt::format("warning: {}\n", error.what()));
     }

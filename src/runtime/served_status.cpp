@@ -80,14 +80,19 @@ void ServedStatus::write(std::int64_t step, double now) {
     for (observe::RunStatus::Replica& replica : status_.replicas) replica.doing = "-";
   }
   const std::string text = observe::to_json(status_);
+  const std::string partial = path_ + ".partial";
   try {
-    const std::string partial = path_ + ".partial";
     const auto file = files_.create(partial);  // not synced: after a crash of the machine nobody asks for it
     file->write(std::as_bytes(std::span(text)));
     file->close();
     files_.rename(partial, path_);
   } catch (const Error&) {
-    // A full disk is told by what must be written.
+    // A full disk is told by what must be written. What is left must not pass for how the run stands, or ended.
+    try {
+      files_.remove_all(partial);
+      if (status_.state != "running") files_.remove_all(path_);
+    } catch (const Error&) {
+    }
   }
 }
 

@@ -56,8 +56,6 @@ std::int64_t TaskBook::batches_of(std::int64_t samples) const {
   return (samples + settings_.batch_samples - 1) / settings_.batch_samples;
 }
 
-std::int64_t TaskBook::epoch() const { return 1 + (epoch_end_ == 0 ? 0 : (epoch_end_ - 1) / settings_.epoch_samples); }
-
 // Of what may be leased, whoever has leased it.
 std::int64_t TaskBook::unstarted() const {
   std::int64_t samples = open_end_ - cursor_;
@@ -70,7 +68,8 @@ std::int64_t TaskBook::unstarted() const {
 // from where the last one ended, the last of them with the epoch's last sample.
 void TaskBook::open_further() {
   if (cursor_ == epoch_end_ && counted_ == cursor_) {
-    const std::int64_t end = (cursor_ / settings_.epoch_samples + 1) * settings_.epoch_samples;
+    epoch_ = cursor_ / settings_.epoch_samples + 1;
+    const std::int64_t end = epoch_ * settings_.epoch_samples;
     epoch_end_ = cursor_ + batches_of(end - cursor_) * settings_.batch_samples;
   }
   open_end_ = std::max(cursor_, std::min(epoch_end_, open_));
@@ -257,6 +256,7 @@ std::vector<StreamRange> holes_of(std::span<const std::int64_t> state) {
 void TaskBook::restore(std::int64_t step, std::span<const std::int64_t> words) {
   *this = TaskBook(settings_);
   cursor_ = epoch_end_ = open_end_ = open_ = allowed_ = counted_ = used_ = step * step_samples();
+  epoch_ = cursor_ / settings_.epoch_samples + 1;
   if (words.empty()) return;
   if (words.size() < kHead || words[0] != kStateVersion) refuse("it is of another version");
   const std::int64_t replicas = words[2];
@@ -291,8 +291,9 @@ void TaskBook::restore(std::int64_t step, std::span<const std::int64_t> words) {
   }
   tasks_ = words[1];
   epoch_end_ = open_end_ = cursor_;
+  epoch_ = (pool_.empty() ? cursor_ : pool_.front().first) / settings_.epoch_samples + 1;
   if (pool_.empty()) return;
-  const std::int64_t end = (pool_.front().first / settings_.epoch_samples + 1) * settings_.epoch_samples;
+  const std::int64_t end = epoch_ * settings_.epoch_samples;
   if (end > cursor_) epoch_end_ += batches_of(end - cursor_) * settings_.batch_samples;
 }
 

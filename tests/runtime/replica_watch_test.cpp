@@ -76,3 +76,16 @@ TEST_CASE("rows of the table") {
   watch.fill(status, {false, false}, 9, nullptr, 20);
   CHECK(status.replicas[0].doing == "silent");
 }
+
+TEST_CASE("who stops within an update of bsp is named, and a listener who was stopped blames nobody") {
+  runtime::ReplicaWatch watch({.data = 2, .pipeline = 1, .tensor = 2}, 3, 10);
+  watch.begin(0);
+  const std::string push = watch.silent_push(1, 7, 10.5);
+  CHECK(push.find("replica 1 (ranks 2, 3) for step 7 have not come for 10.5 s") != std::string::npos);
+  const std::string server = watch.silent_server(2, 7, 10.5);
+  CHECK(server.find("server 2 (rank 6) has not finished step 7 for 10.5 s") != std::string::npos);
+  CHECK(!watch.silent({false, false}, 11).empty());
+  watch.hear_all(11);
+  CHECK(watch.silent({false, false}, 21).empty());
+  CHECK(!watch.silent({false, false}, 21.5).empty());
+}

@@ -332,6 +332,21 @@ TEST_CASE("a slow replica's task is taken over") {
   CHECK(stolen->first == 10 + book.row(1).left);
 }
 
+TEST_CASE("an epoch is counted by its samples, also when its last batch reaches into the next") {
+  runtime::TaskBook book({.replicas = 1, .batch_samples = 6, .task_batches = 4, .epoch_samples = 10});
+  CHECK(book.epoch() == 1);
+  book.open_until(5);
+  // Batches of 6: two make the first epoch with 2 samples of the second; 12 to 17 and 18 to 23 the second.
+  for (const std::int64_t epoch : {1, 1, 2, 2, 3}) {
+    REQUIRE(book.next(0, 0));
+    CHECK(book.epoch() == epoch);
+    CHECK(book.report(0, 1));
+  }
+  runtime::TaskBook other({.replicas = 1, .batch_samples = 6, .task_batches = 4, .epoch_samples = 10});
+  other.restore(2, {});
+  CHECK(other.epoch() == 2);
+}
+
 TEST_CASE("words that no book has written are refused") {
   TaskBook book({.replicas = 2, .batch_samples = 4, .task_batches = 2, .epoch_samples = 30});
   book.open_until(4);

@@ -61,7 +61,7 @@ class TaskBook final : public BatchBook {
   void restore(std::int64_t step, std::span<const std::int64_t> words) override;
 
   std::int64_t counted() const { return counted_; }  // positions of the stream
-  std::int64_t epoch() const;                        // from 1: the one being made
+  std::int64_t epoch() const { return epoch_; }      // from 1: the one being made
   std::int64_t tasks() const { return tasks_; }      // begun so far
   TaskRow row(int replica) const;
   /// Positions that do not count yet among those before the last one begun, ascending and apart.
@@ -98,7 +98,7 @@ class TaskBook final : public BatchBook {
   std::size_t first_hole_ = 0;     // those of pool_ before it are gone
   std::int64_t cursor_ = 0;        // of the stream: from here on nothing has been leased
   std::int64_t open_end_ = 0;      // of what may be leased: the end of the epoch or of what is open
-  std::int64_t epoch_end_ = 0;
+  std::int64_t epoch_ = 1, epoch_end_ = 0;
   std::int64_t open_ = 0;     // open_until's, in positions
   std::int64_t allowed_ = 0;  // so many may count
   std::int64_t counted_ = 0;
