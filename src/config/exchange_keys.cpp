@@ -140,7 +140,9 @@ std::vector<Key<Parallel>> exchange_keys() {
       integer("backup", 0, kMostServers, "bsp: the slowest replicas of a step, whose gradients are left out",
               [](Parallel& p) -> std::int64_t& { return p.server.backup; }),
       number("timeout", {.high = kMostSeconds, .open_low = true},
-             "exchange server: seconds of silence after which a replica is given up and the run ends with code 6",
+             "exchange server: seconds of silence, longer than a batch takes, after which a replica is named and the "
+             "run ends "
+             "with code 6",
              [](Parallel& p) -> double& { return p.server.timeout; }),
       boolean("tasks", "exchange server: hands out ranges of samples and watches over them, each counted once",
               [](Parallel& p) -> bool& { return p.tasks; }),

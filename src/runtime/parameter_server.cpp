@@ -84,6 +84,7 @@ bool ParameterServer::take_requests() {
     replica.request = *replica.lanes.front()->request();
     for (ServerLane* lane : replica.lanes) {
       if (lane->request()->kind != replica.request.kind) internal_error("ranks of a replica ask a server apart");
+      if (replica.request.kind == RequestKind::Push) lane->begin_push(lane->request()->rows);
       lane->pop();
     }
     replica.phase = Phase::Queued;
@@ -147,14 +148,16 @@ bool ParameterServer::may_read(const ServerRequest& request) const {
   switch (consistency_) {
     case config::Consistency::Bsp:
       return clocks_.version >= request.next.clock;
-    case config::Consistency::Ssp: {
-      const std::int64_t slowest = *std::min_element(clocks_.replicas.begin(), clocks_.replicas.end());
-      return request.next.clock - slowest <= plan_.config.parallel.server.staleness;
-    }
+    case config::Consistency::Ssp:
+      return within_bound(request.next.clock, *std::min_element(clocks_.replicas.begin(), clocks_.replicas.end()));
     case config::Consistency::Async:
       return true;
   }
   return false;
+}
+
+bool ParameterServer::within_bound(std::int64_t clock, std::int64_t slowest) const {
+  return consistency_ != config::Consistency::Ssp || clock - slowest <= plan_.config.parallel.server.staleness;
 }
 
 void ParameterServer::begin_read(std::size_t r) {
@@ -187,6 +190,13 @@ void ParameterServer::end_push(std::size_t r) {
   for (ServerLane* lane : replica.lanes) lane->end_push();
   ++clocks_.replicas[r];
   replica.phase = Phase::Idle;
+  if (followed_) {
+    followed_ = false;
+    replica.phase = Phase::Reading;
+    ++reading_;
+    log(ExchangeKind::Pull, static_cast<std::int64_t>(r), replica.request.next);
+    return;
+  }
   if (replica.request.then == 0) return;
   replica.request.kind = RequestKind::Pull;
   replica.phase = Phase::Queued;
@@ -204,6 +214,26 @@ void ParameterServer::begin_single_push(std::size_t r) {
   update_.number = clocks_.updates + 1;
   update_.learning_rate = optim::learning_rate(plan_.config.optimizer, step, total_steps_) / replicas;
   update_.scale = static_cast<float>(replicas_[r].request.scale);
+  // Nothing comes between this push and the read that it asks for, if that may follow: one runs behind the other.
+  Replica& replica = replicas_[r];
+  std::int64_t slowest = replica.request.next.clock;
+  for (std::size_t other = 0; other < replicas_.size(); ++other) {
+    slowest = std::min(slowest, clocks_.replicas[other] + (other == r ? 1 : 0));
+  }
+  followed_ = replica.request.then != 0 && within_bound(replica.request.next.clock, slowest);
+  if (!followed_) return;
+  for (ServerLane* lane : replica.lanes) lane->begin_reply({status_, clocks_.version + 1}, true, 0);
+}
+
+void ParameterServer::follow_push(Replica& replica) {
+  std::int64_t until = ServerLane::kAll;
+  for (const ServerLane* lane : replica.lanes) {
+    until = std::min(until, lane->least_missing());
+  }
+  for (ServerLane* lane : replica.lanes) {
+    lane->allow(until);
+    lane->progress_reply();
+  }
 }
 
 bool ParameterServer::progress_single_push() {
@@ -212,12 +242,15 @@ bool ParameterServer::progress_single_push() {
   bool moved = false;
   bool finished = true;
   for (ServerLane* lane : replicas_[r].lanes) {
-    for (; !lane->gradients_done() && lane->gradient_is_here(); lane->consume()) {
+    while (!lane->gradients_done() && lane->gradient_is_here()) {
       store_.update(lane->message().remote, lane->gradient(), lane->message().elements, update_);
+      lane->consume();
       moved = true;
+      if (followed_) break;  // let what it has updated leave
     }
     finished = finished && lane->gradients_done();
   }
+  if (followed_) follow_push(replicas_[r]);
   if (!finished) return moved;
   pushing_ = -1;
   ++clocks_.version;

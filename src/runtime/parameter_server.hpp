@@ -63,12 +63,16 @@ class ParameterServer {
   /// Whether the operation of a queued replica has begun.
   bool start(std::size_t replica);
   bool may_read(const ServerRequest& request) const;
+  /// ssp: a replica at this clock when the slowest is at `slowest`.
+  bool within_bound(std::int64_t clock, std::int64_t slowest) const;
   void begin_read(std::size_t replica);
   bool progress_reads();
   /// Behind a push: idle, or queued for the weights that the request wants then.
   void end_push(std::size_t replica);
 
   bool progress_single_push();
+  /// Sends on what the push has brought up to date, where the replica is to read it.
+  void follow_push(Replica& replica);
   void begin_single_push(std::size_t replica);
 
   bool progress_step();
@@ -93,6 +97,7 @@ class ParameterServer {
   ServerStatus status_ = ServerStatus::Running;
 
   std::int64_t pushing_ = -1;  // ssp, async: replica
+  bool followed_ = false;      // its weights go back to it right behind the gradients
   UpdateStep update_;
 
   enum class StepPhase { Collecting, Summing, Norms } step_ = StepPhase::Collecting;

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <limits>
 
+#include "served_state.hpp"
 #include "trainer/core/error.hpp"
 #include "trainer/runtime/agreement.hpp"
 #include "trainer/runtime/local_rounds.hpp"
@@ -118,6 +119,7 @@ void Saver::warn_of_changes(const storage::CheckpointReader& checkpoint, Observe
   const config::Config before = config::parse(checkpoint.record().config, checkpoint.path());
   const config::Config& now = plan_.config;
   if (const std::string lost = lost_of_rounds(checkpoint, before, now); !lost.empty()) observer.warning(lost);
+  if (const std::string lost = lost_of_tasks(checkpoint, now); !lost.empty()) observer.warning(lost);
   std::vector<std::string> changes;
   const auto compare = [&](const char* key, const auto& a, const auto& b) {
     if (a != b) changes.push_back(fmt::format("{} ({} → {})", key, a, b));

@@ -1,5 +1,9 @@
 #include "served_state.hpp"
 
+#include <fmt/format.h>
+
+#include "trainer/runtime/task_book.hpp"
+
 namespace trainer::runtime {
 
 namespace {
@@ -96,6 +100,19 @@ void ServedState::set(const ServerClocks& clocks, const ExchangeLogWriter* log) 
                .updates = clocks.updates};
   clocks_ = clocks.replicas;
   if (book_ != nullptr) words_ = book_->state();
+}
+
+std::string lost_of_tasks(const storage::CheckpointReader& checkpoint, const config::Config& now) {
+  if (now.parallel.tasks || !checkpoint.has(kBookTensor)) return {};
+  std::int64_t samples = 0;
+  const std::vector<StreamRange> holes = holes_of(read_numbers(checkpoint, kBookTensor));
+  for (const StreamRange& hole : holes) samples += hole.count;
+  if (samples == 0) return {};
+  return fmt::format(
+      "{} was stopped in the middle of its tasks: {} samples from position {} of the stream on are left out, and as "
+      "many "
+      "behind them count already. Only a run with parallel.tasks goes back for them; this one counts some twice",
+      checkpoint.path(), samples, holes.front().first);
 }
 
 }  // namespace trainer::runtime

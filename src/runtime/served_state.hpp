@@ -47,4 +47,8 @@ class ServedState final : public SavedState {
   std::vector<std::int64_t> clocks_, words_;
 };
 
+/// What a run with these keys does not take up of a checkpoint that was stopped in the middle of its tasks: a warning,
+/// or "".
+std::string lost_of_tasks(const storage::CheckpointReader& checkpoint, const config::Config& now);
+
 }  // namespace trainer::runtime

@@ -234,6 +234,8 @@ std::vector<std::int64_t> TaskBook::state() const {
 
 namespace {
 
+constexpr std::size_t kHead = 3, kOfReplica = 4;  // words of a state, before its holes
+
 [[noreturn]] void refuse(const char* why) {
   throw Error(ExitCode::Storage, fmt::format("the task book of the checkpoint cannot be read: {}; resume from an older "
                                              "checkpoint",
@@ -242,11 +244,20 @@ namespace {
 
 }  // namespace
 
+std::vector<StreamRange> holes_of(std::span<const std::int64_t> state) {
+  std::vector<StreamRange> holes;
+  if (state.size() < kHead || state[0] != kStateVersion || state[2] < 1) return holes;
+  if (state[2] > static_cast<std::int64_t>(state.size() / kOfReplica)) return holes;
+  for (std::size_t i = kHead + kOfReplica * static_cast<std::size_t>(state[2]); i + 1 < state.size(); i += 2) {
+    holes.push_back({state[i], state[i + 1]});
+  }
+  return holes;
+}
+
 void TaskBook::restore(std::int64_t step, std::span<const std::int64_t> words) {
   *this = TaskBook(settings_);
   cursor_ = epoch_end_ = open_end_ = open_ = allowed_ = counted_ = used_ = step * step_samples();
   if (words.empty()) return;
-  constexpr std::size_t kHead = 3, kOfReplica = 4;
   if (words.size() < kHead || words[0] != kStateVersion) refuse("it is of another version");
   const std::int64_t replicas = words[2];
   if (replicas < 1 || replicas > static_cast<std::int64_t>(words.size() / kOfReplica)) refuse("it ends too early");

@@ -354,3 +354,18 @@ TEST_CASE("words that no book has written are refused") {
     CHECK(!refuses(book, book.state()));
   }
 }
+
+TEST_CASE("a state tells what it leaves out to those who go on without a book") {
+  TaskBook book({.replicas = 2, .batch_samples = 4, .task_batches = 2, .epoch_samples = 64});
+  book.open_until(4);
+  REQUIRE(book.next(0, 0.0));
+  REQUIRE(book.next(1, 0.0));
+  CHECK(book.close() == 1);
+  CHECK(book.report(0, 1.0));
+  CHECK(book.report(1, 1.0));
+  REQUIRE(book.complete());
+  CHECK(runtime::holes_of(book.state()) == std::vector<runtime::StreamRange>{{4, 4}});
+  CHECK(runtime::holes_of({}).empty());
+  const std::vector<std::int64_t> nonsense(5, 1'000'000);
+  CHECK(runtime::holes_of(nonsense).empty());
+}

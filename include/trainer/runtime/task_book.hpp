@@ -106,4 +106,8 @@ class TaskBook final : public BatchBook {
   std::int64_t tasks_ = 0;
 };
 
+/// The samples that a state leaves out of those before its end, for who goes on without a book. Words that no book has
+/// written: none.
+std::vector<StreamRange> holes_of(std::span<const std::int64_t> state);
+
 }  // namespace trainer::runtime
