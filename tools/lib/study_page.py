@@ -269,7 +269,7 @@ def page(records, tuning, plot_name, notes=""):
             plots[name] = svg
             lines += [f"### {study_plan.MODELS[model].title}", "", table(results, model, setting), "",
                       not_paying(results, model, setting), "", f"![Training loss against time and bytes]({name})", ""]
-    starts = " and ".join(f"{paired_start(results, m):.1e} ({study_plan.MODELS[m].title})" for m in models)
+    starts = " and ".join(f"{paired_start(results, m):.2g} ({study_plan.MODELS[m].title})" for m in models)
     lines += [study_text.AFTER.format(starts=starts, noise=noise(results, models), **study_text.numbers()), "",
               tuning_table(tuning, models), ""]
     return "\n".join(lines), plots

@@ -36,7 +36,7 @@ SETTINGS = {
 
 AFTER = """## Where a strategy does not pay, and why
 
-- **All-reduce in bf16** halves the bytes and no more. On one host ranks add each other's gradients where they lie, so there is nothing to
+- **All-reduce in bf16** halves the bytes, and its shorter messages fill the slow links better than float32's do, which is all it can win. On one host ranks add each other's gradients where they lie, so there is nothing to
   halve, and converting and sending cost what shared memory did not. Its losses tell what chance does to a pair: it differs from float32 by rounding only,
   and yet its pairs differ by {noise}. On the MLP, whose learning rate is tuned to the edge, less than that is no difference.
 - **Delayed gradients** run a step's sum behind the next step, so they win at most the shorter of the two: something with even replicas,
@@ -66,7 +66,7 @@ AFTER = """## Where a strategy does not pay, and why
 Each strategy had {budget} tries on each model, in the even setting with seed {tuning_seed}, which is none of the study's, and kept the one with the least
 final loss, for all three settings: three learning rates with each of three momenta, of which DiLoCo keeps one and tries three outer steps
 instead. Ratios and ranks of the compressors and the number of local steps were not tuned but chosen so that five times the speed is possible in the third setting. All strategies of a seed
-begin alike: their first losses differ by at most {starts} (relative) from all-reduce's, asynchronous ones left out, whose first replicas
+begin alike: their first losses differ (relatively) by at most {starts} from all-reduce's, asynchronous ones left out, whose first replicas
 to report are followed by others with newer parameters.
 """
 
