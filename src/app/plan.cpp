@@ -134,6 +134,11 @@ observe::PlanRow row_of(const runtime::PlannedLayout& layout) {
 ExitCode plan_layouts(const config::PlanCommand& command) {
   runtime::PlannerRequest request;
   request.config = config::parse(read_config(command.config_path), command.config_path, command.overrides);
+  if (request.config.parallel.exchange != config::Exchange::AllReduce) {
+    note(
+        "warning: this plan is for parallel.exchange \"all_reduce\", as if all ranks computed and summed gradients in "
+        "every step; it does not know what servers or local steps would take\n");
+  }
   request.config.parallel = {};
   request.config.parallel.profile = command.profile;
   config::Training& training = request.config.training;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <filesystem>
 #include <optional>
 
 #include "app.hpp"
@@ -51,8 +52,16 @@ runtime::RunPlan plan_of_run(comm::Communicator& world, const config::Config& co
   return plan;
 }
 
-void claim_output(const config::ReplayCommand& command) {
+// Neither the run's checkpoints nor the one to begin behind may be in the way of what comes out.
+void claim_output(const config::ReplayCommand& command, const storage::CheckpointReader& end,
+                  const storage::CheckpointReader* start) {
   storage::FileSystem& files = storage::real_file_system();
+  for (const storage::CheckpointReader* source : {&end, start}) {
+    std::error_code none;
+    if (source == nullptr || !std::filesystem::equivalent(command.output, source->path() + "/..", none)) continue;
+    throw Error(ExitCode::Usage, fmt::format("--output: {} holds {}, which is read; choose another directory",
+                                             command.output, source->path()));
+  }
   if (!storage::checkpoint_steps(files, command.output).empty()) {
     if (!command.overwrite) {
       throw Error(ExitCode::Usage,
@@ -117,7 +126,7 @@ ExitCode replay(Context& context, const config::ReplayCommand& command) {
   std::unique_ptr<storage::Dataset> data;
   runtime::agree(world, [&] {
     data = storage::load_dataset(plan.config.data, runtime::model_input(plan.graph), plan.config.training.seed);
-    if (world.rank() == 0) claim_output(command);
+    if (world.rank() == 0) claim_output(command, *end, start.get());
   });
 
   const auto batches = std::count_if(recording.actions.begin(), recording.actions.end(), [](const auto& action) {

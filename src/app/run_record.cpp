@@ -57,6 +57,7 @@ void write_run_facts(const runtime::RunPlan& plan, const Expectation& expected, 
     if (old.empty()) continue;
     files.remove_all(old + "/summary.json");
     files.remove_all(old + "/actions.json");
+    files.remove_all(old + "/status.json");
     if (resumed_step == 0) files.remove_all(old + "/balance.jsonl");
   }
   write_whole(directory + "/run.json", observe::to_json(facts));

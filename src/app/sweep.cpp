@@ -57,7 +57,8 @@ std::string quoted(const std::string& word) {
 // Ranks that a combination takes: what it writes, or all where a size follows.
 std::int64_t ranks_of(const config::Config& config, int world) {
   const config::Parallel& p = config.parallel;
-  return p.data > 0 && p.pipeline > 0 && p.tensor > 0 ? p.data * p.pipeline * p.tensor : world;
+  const std::int64_t servers = p.exchange == config::Exchange::Server ? p.server.count : 0;
+  return p.data > 0 && p.pipeline > 0 && p.tensor > 0 ? p.data * p.pipeline * p.tensor + servers : world;
 }
 
 // Share of the ranks' time in the passes of a step in which they compute nothing; nothing without a pipeline.

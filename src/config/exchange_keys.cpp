@@ -274,8 +274,9 @@ std::int64_t mesh_ranks(const Parallel& parallel, std::int64_t ranks) {
   if (servers < ranks) return ranks - servers;
   throw Error(ExitCode::Usage,
               fmt::format("parallel.servers is {}, but {} rank{} in all; servers are ranks of their own beside those "
-                          "that compute: start at least {} (mpiexec -n {}), or take fewer servers",
-                          servers, ranks, ranks == 1 ? " was started" : "s were started", servers + 1, servers + 1));
+                          "that compute: start at least {} (mpiexec -n {}), or take {}",
+                          servers, ranks, ranks == 1 ? " was started" : "s were started", servers + 1, servers + 1,
+                          ranks > 1 ? "fewer servers" : "another parallel.exchange"));
 }
 
 void check_replicas(const Parallel& parallel) {

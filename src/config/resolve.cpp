@@ -93,6 +93,8 @@ std::string suggestions(const Config& config, const Axes& wanted, std::int64_t r
 
 void resolve_axes(Config& config, std::int64_t ranks) {
   Parallel& p = config.parallel;
+  const std::int64_t servers = p.exchange == Exchange::Server ? p.server.count : 0;
+  const std::string beside = servers == 0 ? "" : fmt::format(" beside {} server{}", servers, servers == 1 ? "" : "s");
   if (p.pipeline == 0) {
     p.pipeline = static_cast<std::int64_t>(p.partition_units.size()) / std::max<std::int64_t>(1, stages_a_rank(p));
   }
@@ -105,16 +107,17 @@ void resolve_axes(Config& config, std::int64_t ranks) {
                   p.pipeline == 0 ? "?" : std::to_string(p.pipeline), p.tensor == 0 ? "?" : std::to_string(p.tensor));
   if (left_out == 0 && known != ranks) {
     refuse_mesh(config, wanted, ranks,
-                fmt::format("parallel: {} = {} ranks, but {} were started; start {} (mpiexec -n {}), or change the "
+                fmt::format("parallel: {} = {} ranks, but {} were started{}; start {} (mpiexec -n {}), or change the "
                             "sizes",
-                            shown, known, ranks, known, known));
+                            shown, known, ranks, beside, known + servers, known + servers));
   }
   if (ranks % known != 0) {
     refuse_mesh(config, wanted, ranks,
-                fmt::format("parallel: {} cannot make {} ranks, because {} does not divide {}; start a multiple of {} "
-                            "(mpiexec -n {}), or "
+                fmt::format("parallel: {} cannot make {} ranks{}, because {} does not divide {}; start a multiple of "
+                            "{}{} (mpiexec -n {}), or "
                             "change the sizes",
-                            shown, ranks, known, ranks, known, known));
+                            shown, ranks, beside, known, ranks, known, servers == 0 ? "" : " and the servers",
+                            known + servers));
   }
   // One size follows. Data does where it was left out; the others are 1 unless they are the only one left out.
   std::int64_t* follows = p.data == 0 ? &p.data : p.pipeline == 0 ? &p.pipeline : &p.tensor;

@@ -232,7 +232,7 @@ std::vector<ExchangePosition> exchange_positions(const storage::CheckpointReader
     checkpoint.read(kPositionsTensor, whole(tensor.shape), positions.data());
   }
   for (const ExchangePosition& p : positions) {
-    if (p.after >= 0 && p.sequence >= 0 && p.version >= p.updates && p.updates >= 0) continue;
+    if (p.after >= 0 && p.sequence >= 0 && p.version >= 0 && p.updates >= 0) continue;
     throw Error(ExitCode::Storage,
                 fmt::format("{}: {} holds {} {} {} {}, which is no position of a log", checkpoint.path(),
                             kPositionsTensor, p.after, p.sequence, p.version, p.updates));

@@ -22,6 +22,7 @@ ParameterServer::ParameterServer(comm::Communicator& ranks, const RunPlan& plan,
       servers_(servers),
       consistency_(plan.config.parallel.server.consistency),
       total_steps_(total_steps),
+      server_(server),
       store_(store),
       replicas_(at(plan.mesh.data)),
       wanted_(at(plan.mesh.data - plan.config.parallel.server.backup)) {
@@ -53,7 +54,8 @@ ParameterServer::ParameterServer(comm::Communicator& ranks, const RunPlan& plan,
 void ParameterServer::serve(const std::function<bool()>& beside) {
   using Clock = std::chrono::steady_clock;
   // A server waits as long as its run lasts: no single wait is longer than this.
-  constexpr std::chrono::milliseconds kOneWait{200};
+  const double limit = comm::wait_policy().hang_seconds;
+  const std::chrono::duration<double> one_wait{limit > 0 ? std::min(0.2, limit / 4) : 0.2};
   for (Replica& replica : replicas_) replica.phase = Phase::Idle;
   paused_ = 0;
   while (paused_ < replicas_.size() || step_ != StepPhase::Collecting) {
@@ -61,7 +63,7 @@ void ParameterServer::serve(const std::function<bool()>& beside) {
     const auto wait = [&] {
       bool moved = poll();
       if (beside && beside()) moved = true;
-      return moved || Clock::now() - begin > kOneWait;
+      return moved || Clock::now() - begin > one_wait;
     };
     comm::wait_until(std::ref(wait), {"requests to a parameter server"});
   }
@@ -306,6 +308,22 @@ bool ParameterServer::sum_messages() {
 
 bool ParameterServer::norms_are_here() {
   return std::all_of(receive_norms_.begin(), receive_norms_.end(), [](auto& norms) { return norms->test(); });
+}
+
+ParameterServer::Awaited ParameterServer::awaits() {
+  if (step_ == StepPhase::Summing) {
+    for (const std::size_t r : members_) {
+      for (ServerLane* lane : replicas_[r].lanes) {
+        if (!lane->gradients_done() && !lane->gradient_is_here()) return {.replica = static_cast<int>(r)};
+      }
+    }
+  }
+  if (step_ != StepPhase::Norms) return {};
+  for (std::size_t other = 0; other < receive_norms_.size(); ++other) {
+    const int number = static_cast<int>(other);
+    if (!receive_norms_[other]->test()) return {.server = number < server_ ? number : number + 1};
+  }
+  return {};
 }
 
 StepRecord ParameterServer::record_of_step() const {

@@ -39,6 +39,14 @@ class ParameterServer {
     return phase == Phase::Queued || phase == Phase::Collected || phase == Phase::Paused;
   }
 
+  /// bsp: whom an update that has begun still waits for; both −1: nobody.
+  struct Awaited {
+    int replica = -1;  // its gradients
+    int server = -1;   // its norms
+    bool operator==(const Awaited&) const = default;
+  };
+  Awaited awaits();
+
   /// Serves until every replica has asked for a pause. `beside` is called between polls and says whether it had
   /// anything to do.
   void serve(const std::function<bool()>& beside = {});
@@ -87,6 +95,7 @@ class ParameterServer {
   const ServerPlan& servers_;
   const config::Consistency consistency_;
   const std::int64_t total_steps_;
+  const int server_;
   ServerStore& store_;
   ServerClocks clocks_;
   std::vector<std::unique_ptr<ServerLane>> lanes_;  // [mesh rank]

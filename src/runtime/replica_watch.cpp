@@ -12,6 +12,8 @@ namespace {
 // Of a new measurement in what is shown of a replica's speed.
 constexpr double kNewShare = 0.3;
 
+constexpr const char* kGoesOn = "The run ends here, and goes on from its newest checkpoint with --resume";
+
 }  // namespace
 
 ReplicaWatch::ReplicaWatch(const plan::Mesh& mesh, int servers, double timeout)
@@ -53,6 +55,10 @@ void ReplicaWatch::waits(int r, bool waits, double now) {
 
 void ReplicaWatch::heard(int r, double now) { at(r).heard = now; }
 
+void ReplicaWatch::hear_all(double now) {
+  for (Replica& replica : replicas_) replica.heard = now;
+}
+
 void ReplicaWatch::pulled(int r, std::int64_t version, double now) {
   at(r).pulled = version;
   heard(r, now);
@@ -87,11 +93,24 @@ std::string ReplicaWatch::silent(const std::vector<bool>& parked, double now) co
                                                   : fmt::format("ranks {} to {}", first, first + servers_ - 2));
     return fmt::format(
         "replica {} ({}) has been silent for {:.1f} s, and parallel.timeout is {} s: {}; it is stopped, "
-        "hangs{}, or takes longer for a batch. The run ends here, and goes on from its newest checkpoint "
-        "with --resume",
-        r, ranks_of(r), silence, timeout_, held, others);
+        "hangs{}, or takes longer for a batch. {}",
+        r, ranks_of(r), silence, timeout_, held, others, kGoesOn);
   }
   return "";
+}
+
+std::string ReplicaWatch::silent_push(int replica, std::int64_t step, double silence) const {
+  return fmt::format(
+      "the gradients of replica {} ({}) for step {} have not come for {:.1f} s, and parallel.timeout is {} s: it is "
+      "stopped or hangs. {}",
+      replica, ranks_of(static_cast<std::size_t>(replica)), step, silence, timeout_, kGoesOn);
+}
+
+std::string ReplicaWatch::silent_server(int server, std::int64_t step, double silence) const {
+  return fmt::format(
+      "server {} (rank {}) has not finished step {} for {:.1f} s, and parallel.timeout is {} s: it is stopped, hangs, "
+      "or waits for gradients of a replica that does. {}",
+      server, mesh_.size() + server, step, silence, timeout_, kGoesOn);
 }
 
 void ReplicaWatch::fill(observe::RunStatus& status, const std::vector<bool>& parked, std::int64_t version,

@@ -27,11 +27,17 @@ class ReplicaWatch {
   void waits(int replica, bool waits, double now);
   /// It pulls, pushes, or does something else that the server beside the coordinator sees.
   void heard(int replica, double now);
+  /// The one who listens stood still itself.
+  void hear_all(double now);
   void pulled(int replica, std::int64_t version, double now);
 
   /// "" or the message that ends the run: who has been silent too long, and what it holds. `parked`: [replica] the
   /// server beside the coordinator owes it something, or it has paused.
   std::string silent(const std::vector<bool>& parked, double now) const;
+
+  /// The same of an update of bsp: who has begun to push, but whose gradients do not come; a server's norms.
+  std::string silent_push(int replica, std::int64_t step, double silence) const;
+  std::string silent_server(int server, std::int64_t step, double silence) const;
 
   /// Rows of the replicas; `version` of the server beside the coordinator; `tasks` may be null.
   void fill(observe::RunStatus& status, const std::vector<bool>& parked, std::int64_t version, const TaskBook* tasks,

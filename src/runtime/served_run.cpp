@@ -166,6 +166,7 @@ class MeshSide {
 
   void save(const SavedState& state, std::int64_t step) {
     const ActivitySpan span(&log_, Activity::Checkpoint, -1, step);
+    run_.tell("", *observer_);  // servers may have lost their logs
     run_.save(state, step, *observer_);
   }
 
@@ -287,7 +288,8 @@ class ServerSide {
                                                      .epoch_samples = run.split.training});
     }
     return parallel.server.consistency == config::Consistency::Bsp
-               ? make_step_book(replicas, static_cast<int>(parallel.server.backup), size)
+               ? make_step_book(replicas, static_cast<int>(parallel.server.backup), size,
+                                sample_limit(run.plan.config.training, run.split.training))
                : make_stream_book(replicas, size);
   }
 
@@ -354,9 +356,20 @@ class ServerSide {
 
   void save(std::int64_t step) {
     if (log_) log_->sync();
+    tell_of_log();
     state_.set(server_.clocks(), log_.get());
     run_.save(state_, step, nobody_);
     saved_ = step;
+  }
+
+  // Collective: a log that could not be written is told of once; the run goes on without.
+  void tell_of_log() {
+    const bool lost = log_ && !log_->failure().empty() && !told_of_log_;
+    told_of_log_ = told_of_log_ || lost;
+    run_.tell(lost ? fmt::format("{}; the training goes on, but trainer replay cannot repeat what this log lacks",
+                                 log_->failure())
+                   : "",
+              nobody_);
   }
 
   void decide(Point& point) const {
@@ -381,6 +394,7 @@ class ServerSide {
   std::unique_ptr<Coordinator> coordinator_;
   std::unique_ptr<ExchangeLogWriter> log_;
   Observer nobody_;
+  bool told_of_log_ = false;
   std::int64_t saved_ = 0;  // step
   TrainResult result_;
 };

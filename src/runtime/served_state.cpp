@@ -2,6 +2,9 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
+#include "trainer/core/error.hpp"
 #include "trainer/runtime/task_book.hpp"
 
 namespace trainer::runtime {
@@ -48,6 +51,7 @@ bool ServedState::load(const storage::CheckpointReader& checkpoint) {
   loaded_positions_ = exchange_positions(checkpoint);
   loaded_clocks_ = read_numbers(checkpoint, kClocksTensor);
   loaded_book_ = read_numbers(checkpoint, kBookTensor);
+  loaded_batch_ = config::parse(checkpoint.record().config, checkpoint.path()).training.batch_size;
   return complete;
 }
 
@@ -69,6 +73,13 @@ ServerClocks ServedState::clocks(std::int64_t step) const {
   clocks.updates = loaded_positions_.empty() ? step : loaded_positions_.front().updates;
   // Clocks of other replicas say nothing: all begin alike.
   clocks.replicas = loaded_clocks_.size() == replicas ? loaded_clocks_ : std::vector<std::int64_t>(replicas);
+  // Further apart than ssp lets them come, as another consistency left them: the fast would wait for the slow to make
+  // up for all of it.
+  const auto [slowest, fastest] = std::minmax_element(clocks.replicas.begin(), clocks.replicas.end());
+  const bool ssp = plan_.config.parallel.server.consistency == config::Consistency::Ssp;
+  if (ssp && *fastest - *slowest > plan_.config.parallel.server.staleness + 1) {
+    clocks.replicas.assign(replicas, *fastest);
+  }
   return clocks;
 }
 
@@ -90,7 +101,18 @@ std::unique_ptr<ExchangeLogWriter> ServedState::open_log(storage::FileSystem& fi
 }
 
 void ServedState::restore_book(std::int64_t step) {
-  if (book_ != nullptr) book_->restore(step, loaded_book_);
+  if (book_ == nullptr) return;
+  const std::int64_t now = plan_.config.training.batch_size;
+  // Where the stream stands is a number of whole batches; holes are positions in it.
+  if (plan_.config.parallel.tasks && loaded_ && loaded_batch_ != now && !holes_of(loaded_book_).empty()) {
+    throw Error(
+        ExitCode::Usage,
+        fmt::format("training.batch_size is {}, but the run was stopped in the middle of its tasks with {}, and "
+                    "the samples that it left out are positions among such batches; go on with {}, or without "
+                    "parallel.tasks",
+                    now, loaded_batch_, loaded_batch_));
+  }
+  book_->restore(step, loaded_book_);
 }
 
 void ServedState::set(const ServerClocks& clocks, const ExchangeLogWriter* log) {

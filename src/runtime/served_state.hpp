@@ -43,6 +43,7 @@ class ServedState final : public SavedState {
   bool loaded_ = false;
   std::vector<ExchangePosition> loaded_positions_;  // [server] of the checkpoint; empty: others wrote it
   std::vector<std::int64_t> loaded_clocks_, loaded_book_;
+  std::int64_t loaded_batch_ = 0;  // training.batch_size of the checkpoint
   ExchangePosition position_;
   std::vector<std::int64_t> clocks_, words_;
 };

@@ -11,6 +11,7 @@ namespace {
 
 constexpr double kLookSeconds = 0.05;
 constexpr double kWriteSeconds = 1;
+constexpr double kStoodStillSeconds = 1;  // this process was stopped, or the run saved or evaluated
 
 std::string path_of(const config::Config& config) {
   const std::string& directory =
@@ -20,13 +21,14 @@ std::string path_of(const config::Config& config) {
 
 }  // namespace
 
-ServedStatus::ServedStatus(const RunPlan& plan, storage::FileSystem& files, const ParameterServer& server,
+ServedStatus::ServedStatus(const RunPlan& plan, storage::FileSystem& files, ParameterServer& server,
                            const TaskBook* tasks, std::int64_t total_steps)
     : files_(files),
       server_(server),
       tasks_(tasks),
       path_(path_of(plan.config)),
       watch_(plan.mesh, static_cast<int>(plan.servers()), plan.config.parallel.server.timeout),
+      timeout_(plan.config.parallel.server.timeout),
       parked_(static_cast<std::size_t>(plan.mesh.data)) {
   status_.total_steps = total_steps;
   status_.consistency = consistency_word(plan.config.parallel.server.consistency);
@@ -38,11 +40,31 @@ ServedStatus::ServedStatus(const RunPlan& plan, storage::FileSystem& files, cons
 void ServedStatus::look(std::int64_t step, double now) {
   if (began_ < 0) began_ = now;
   if (now - looked_ < kLookSeconds) return;
+  if (now - looked_ > kStoodStillSeconds) {  // who has not looked has not heard either
+    watch_.hear_all(now);
+    awaited_since_ = now;
+  }
   looked_ = now;
   for (std::size_t r = 0; r < parked_.size(); ++r) parked_[r] = server_.owes(r);
   const std::string silent = watch_.silent(parked_, now);
   if (!silent.empty()) throw Error(ExitCode::Hang, silent);
+  look_at_update(now);
   if (now - written_ >= kWriteSeconds) write(step, now);
+}
+
+// Within an update of bsp all replicas wait, so that none of them is missed.
+void ServedStatus::look_at_update(double now) {
+  const ParameterServer::Awaited awaited = server_.awaits();
+  const std::int64_t version = server_.clocks().version;
+  if (!(awaited == awaited_) || version != awaited_for_) {
+    awaited_ = awaited;
+    awaited_for_ = version;
+    awaited_since_ = now;
+  }
+  const double silence = now - awaited_since_;
+  if ((awaited.replica < 0 && awaited.server < 0) || silence <= timeout_) return;
+  throw Error(ExitCode::Hang, awaited.server >= 0 ? watch_.silent_server(awaited.server, version + 1, silence)
+                                                  : watch_.silent_push(awaited.replica, version + 1, silence));
 }
 
 void ServedStatus::write(std::int64_t step, double now) {

@@ -16,7 +16,7 @@ namespace trainer::runtime {
 class ServedStatus {
  public:
   /// `tasks` may be null. Everything referred to must outlive it.
-  ServedStatus(const RunPlan& plan, storage::FileSystem& files, const ParameterServer& server, const TaskBook* tasks,
+  ServedStatus(const RunPlan& plan, storage::FileSystem& files, ParameterServer& server, const TaskBook* tasks,
                std::int64_t total_steps);
 
   ReplicaWatch& watch() { return watch_; }
@@ -29,13 +29,18 @@ class ServedStatus {
 
  private:
   void write(std::int64_t step, double now);
+  void look_at_update(double now);
 
   storage::FileSystem& files_;
-  const ParameterServer& server_;
+  ParameterServer& server_;
   const TaskBook* tasks_;
   const std::string path_;  // "": no directory to write to
   ReplicaWatch watch_;
   observe::RunStatus status_;
+  const double timeout_;
+  ParameterServer::Awaited awaited_;  // at version awaited_for_, since awaited_since_
+  std::int64_t awaited_for_ = -1;
+  double awaited_since_ = 0;
   std::vector<bool> parked_;
   double began_ = -1, looked_ = -1, written_ = -1;
 };

@@ -31,9 +31,15 @@ int group_color(std::int64_t a, std::int64_t b, std::int64_t extent) { return st
 
 std::int64_t total_steps(const config::Training& training, std::int64_t training_samples) {
   if (training.steps > 0) return training.steps;
+  const std::int64_t samples = sample_limit(training, training_samples);  // so that no step is without any
+  return samples / training.batch_size + (samples % training.batch_size != 0 ? 1 : 0);
+}
+
+std::int64_t sample_limit(const config::Training& training, std::int64_t training_samples) {
+  if (training.steps > 0) return std::numeric_limits<std::int64_t>::max();
+  constexpr double kMost = 0x1p62;
   const double samples = training.epochs * static_cast<double>(training_samples);
-  return std::max<std::int64_t>(
-      1, static_cast<std::int64_t>(std::ceil(samples / static_cast<double>(training.batch_size))));
+  return std::max<std::int64_t>(1, std::llround(std::min(samples, kMost)));
 }
 
 std::int64_t training_samples(const RunPlan& plan, const storage::Dataset& data) {
@@ -81,9 +87,7 @@ Worker::Worker(comm::Communicator& world, const RunPlan& plan, const storage::Da
   }
   split_ = storage::split(data.size(), config.data.validation_fraction);
   total_steps_ = runtime::total_steps(config.training, split_.training);
-  sample_limit_ = config.training.steps > 0
-                      ? std::numeric_limits<std::int64_t>::max()
-                      : std::llround(config.training.epochs * static_cast<double>(split_.training));
+  sample_limit_ = runtime::sample_limit(config.training, split_.training);
 
   tensor_ranks_ = world.split(group_color(at_.pipeline, at_.data, plan.mesh.data), static_cast<int>(at_.tensor));
   const bool apart = plan.servers() > 0;

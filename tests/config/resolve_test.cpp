@@ -132,6 +132,11 @@ TEST_CASE("servers are ranks beside the mesh") {
   CHECK(refused(gpt({0, 0, 0}, {served, "parallel.servers=4"}), 4).find("start at least 5 (mpiexec -n 5)") !=
         std::string::npos);
   CHECK(refused(gpt({0, 0, 0}, {served}), 1).find("1 rank was started in all") != std::string::npos);
+  // What to start counts them too.
+  CHECK(refused(gpt({3, 0, 0}, {served}), 3).find("a multiple of 3 and the servers (mpiexec -n 4)") !=
+        std::string::npos);
+  CHECK(refused(gpt({2, 1, 1}, {served, "parallel.servers=2"}), 3)
+            .find("1 were started beside 2 servers; start 4 (mpiexec -n 4)") != std::string::npos);
   CHECK(refused(gpt({2, 1, 1}, {served, "parallel.backup=2"}), 3).find("expected at most 1") != std::string::npos);
   CHECK(refused(gpt({2, 1, 1}, {"parallel.injected_delay=[1,2,3]"}), 2).find("expected one a replica") !=
         std::string::npos);

@@ -113,6 +113,20 @@ TEST_CASE("any damage is a complaint or another log, never a crash") {
   }
 }
 
+TEST_CASE("positions that any chain of forms of a run writes can be read") {
+  test::MemoryFileSystem files;
+  // Asynchronous with two replicas to step 10, then bulk-synchronous: an update a step from then on.
+  const runtime::ExchangePosition position{.after = 10, .sequence = 30, .version = 20, .updates = 30};
+  const std::string partial = storage::partial_path("run", 20);
+  files.make_directories(partial);
+  const std::string shard = storage::write_shard(files, partial, 0, {runtime::position_piece(position, 0, 1)});
+  const std::string config = R"({"model": {"type": "mlp", "input_size": 4, "hidden_sizes": [8], "output_size": 3}})";
+  const std::string path = storage::commit(files, "run", {20, config, {}, "test"}, {shard});
+  const auto positions = runtime::exchange_positions(*storage::open_checkpoint(files, path));
+  REQUIRE(positions.size() == 1);
+  CHECK(positions.front().updates == 30);
+}
+
 TEST_CASE("a resumed run goes on behind what its checkpoint holds") {
   test::MemoryFileSystem files;
   files.make_directories("run");

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "support/served_cases.hpp"
+#include "trainer/runtime/batch_book.hpp"
 #include "trainer/runtime/server_plan.hpp"
 
 using namespace trainer;
@@ -220,6 +221,20 @@ TEST_CASE("async: every batch of the stream is pushed once, at each replica's ow
       CHECK(of_replica[2] < std::min(of_replica[0], of_replica[1]));
     }
   }
+}
+
+TEST_CASE("backup: padding alone is no step") {
+  // 3 replicas of 4 samples, of which the second step has 2: those of replica 0.
+  const auto book = runtime::make_step_book(3, 1, 4, 14);
+  book->restore(1, {});
+  book->open_until(2);
+  for (int replica = 0; replica < 3; ++replica) CHECK(book->next(replica, 0)->first == 12 + 4 * replica);
+  CHECK(book->report(2, 1));
+  CHECK(!book->report(1, 2));  // the step would be without a sample
+  CHECK(!book->complete());
+  CHECK(!book->next(1, 2));
+  CHECK(book->report(0, 3));
+  CHECK(book->complete());
 }
 
 TEST_CASE("backup: a step goes without its slowest replica, and its gradient is the mean over the others") {

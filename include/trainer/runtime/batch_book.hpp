@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <span>
@@ -53,8 +54,10 @@ class BatchBook {
 };
 
 /// Steps of bulk-synchronous servers: replica d has its fixed share of every step, as with all_reduce, and the first
-/// `replicas` − `backup` that report a step count. `size`: samples of a replica's batch.
-std::unique_ptr<BatchBook> make_step_book(int replicas, int backup, std::int64_t size);
+/// `replicas` − `backup` that report a step count, some samples among them. `size`: samples of a replica's batch;
+/// `samples`: of the run, what lies behind them is padding.
+std::unique_ptr<BatchBook> make_step_book(int replicas, int backup, std::int64_t size,
+                                          std::int64_t samples = std::numeric_limits<std::int64_t>::max());
 
 /// Batches in the order of the stream, to whoever asks.
 std::unique_ptr<BatchBook> make_stream_book(int replicas, std::int64_t size);

@@ -75,7 +75,8 @@ struct ExchangePosition {
   std::int64_t after = 0;     // of its log's header
   std::int64_t sequence = 0;  // its last operation
   std::int64_t version = 0;   // updates that its parameters hold
-  std::int64_t updates = 0;   // of those, since its optimizer's state began
+  std::int64_t updates =
+      0;  // that its optimizer's state has seen: also of other forms of the run, which count otherwise
 };
 inline constexpr const char* kPositionsTensor = "optimizer.exchange_positions";
 /// A server's row; points to it.

@@ -177,6 +177,8 @@ class Worker : public SavedState {
 
 /// The number of steps that `training` asks for over this many training samples.
 std::int64_t total_steps(const config::Training& training, std::int64_t training_samples);
+/// The samples of the stream that count, at least one; those behind them are padding of the last step.
+std::int64_t sample_limit(const config::Training& training, std::int64_t training_samples);
 
 /// Samples that are not held out.
 std::int64_t training_samples(const RunPlan& plan, const storage::Dataset& data);
