@@ -86,6 +86,7 @@ bool ParameterServer::take_requests() {
     replica.request = *replica.lanes.front()->request();
     for (ServerLane* lane : replica.lanes) {
       if (lane->request()->kind != replica.request.kind) internal_error("ranks of a replica ask a server apart");
+      if (replica.request.kind == RequestKind::Push) lane->begin_push(lane->request()->rows);
       lane->pop();
     }
     replica.phase = Phase::Queued;
@@ -229,7 +230,7 @@ void ParameterServer::begin_single_push(std::size_t r) {
 void ParameterServer::follow_push(Replica& replica) {
   std::int64_t until = ServerLane::kAll;
   for (const ServerLane* lane : replica.lanes) {
-    if (!lane->gradients_done()) until = std::min(until, lane->message().remote);
+    until = std::min(until, lane->least_missing());
   }
   for (ServerLane* lane : replica.lanes) {
     lane->allow(until);

@@ -1,8 +1,10 @@
 #include "server_client.hpp"
 
 #include <algorithm>
+#include <span>
 
 #include "server_lane.hpp"
+#include "server_rows.hpp"
 
 namespace trainer::runtime {
 
@@ -39,6 +41,7 @@ class ServerClient::Link {
       push_places_.push_back(place(message, gradients_));
       pushes_.push_back(ranks.make_send(push_places_.back(), bytes_of(message.elements), server, kGradientsTag));
     }
+    if (stream_.rows) rows_ = std::make_unique<RowsTransfer>(*stream_.rows, ranks, server, /*sends=*/true);
     for (const ServerMessage& message : stream_.pull) {
       pull_places_.push_back(place(message, weights_));
       pulls_.push_back(ranks.make_receive(pull_places_.back(), bytes_of(message.elements), server, kWeightsTag));
@@ -47,8 +50,11 @@ class ServerClient::Link {
 
   void begin(const ServerRequest& request) {
     outbox_ = request;
-    send_request_->start();
     pushes_gradients_ = request.kind == RequestKind::Push;
+    outbox_.rows = pushes_gradients_ && rows_ ? rows_->pack(gradients_) : -1;
+    send_request_->start();
+    to_send_ = outbox_.rows < 0 ? pushes_.size() : stream_.first_of_rows;
+    if (outbox_.rows >= 0) rows_->start(outbox_.rows);
     takes_reply_ = request.kind == RequestKind::Pull || request.kind == RequestKind::Read || request.then != 0;
     started_ = sent_ = taken_ = 0;
     reply_is_here_ = false;
@@ -63,11 +69,14 @@ class ServerClient::Link {
   }
 
   const ServerReply& reply() const { return inbox_; }
-  std::int64_t push_bytes() const { return bytes(stream_.push); }
+  /// Of the push that has begun.
+  std::int64_t push_bytes() const {
+    return bytes(std::span(stream_.push).first(to_send_)) + (outbox_.rows < 0 ? 0 : rows_->bytes(outbox_.rows));
+  }
   std::int64_t pull_bytes() const { return bytes(stream_.pull); }
 
  private:
-  static std::int64_t bytes(const std::vector<ServerMessage>& messages) {
+  static std::int64_t bytes(std::span<const ServerMessage> messages) {
     std::int64_t sum = 0;
     for (const ServerMessage& message : messages) sum += static_cast<std::int64_t>(bytes_of(message.elements));
     return sum;
@@ -76,7 +85,7 @@ class ServerClient::Link {
   bool progress_push() {
     while (true) {
       while (sent_ < started_ && pushes_[sent_]->test()) ++sent_;
-      if (started_ == pushes_.size() || started_ - sent_ == kMessagesInFlight) break;
+      if (started_ == to_send_ || started_ - sent_ == kMessagesInFlight) break;
       const ServerMessage& message = stream_.push[started_];
       if (message.runs.size() > 1) {
         float* to = push_places_[started_];
@@ -84,7 +93,7 @@ class ServerClient::Link {
       }
       pushes_[started_++]->start();
     }
-    return sent_ == pushes_.size();
+    return sent_ == to_send_ && (outbox_.rows < 0 || rows_->test());
   }
 
   bool progress_pull() {
@@ -116,7 +125,8 @@ class ServerClient::Link {
   std::unique_ptr<comm::Transfer> send_request_, receive_reply_;
   std::vector<std::unique_ptr<comm::Transfer>> pushes_, pulls_;  // [message]
   std::vector<float*> push_places_, pull_places_;                // [message] what is sent or received
-  std::size_t started_ = 0, sent_ = 0, taken_ = 0;
+  std::unique_ptr<RowsTransfer> rows_;                           // null: the stream has no area
+  std::size_t to_send_ = 0, started_ = 0, sent_ = 0, taken_ = 0;
   bool pushes_gradients_ = false, takes_reply_ = false, reply_is_here_ = false;
 };
 
@@ -155,12 +165,13 @@ ServerReply ServerClient::exchange(const ServerRequest& request) {
 }
 
 std::size_t ServerClient::memory_bytes(const RunPlan& plan, const ServerPlan& servers, const plan::Coordinates& at) {
-  std::int64_t elements = 0;
+  std::size_t bytes = 0;
   for (int s = 0; s < servers.count(); ++s) {
     const ServerStream stream = make_stream(plan, servers, s, at);
-    elements += packed_elements(stream.push) + packed_elements(stream.pull);
+    bytes += bytes_of(packed_elements(stream.push) + packed_elements(stream.pull));
+    if (stream.rows) bytes += RowsTransfer::memory_bytes(*stream.rows);
   }
-  return bytes_of(elements);
+  return bytes;
 }
 
 }  // namespace trainer::runtime

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "server_messages.hpp"
+#include "server_rows.hpp"
 #include "trainer/comm/communicator.hpp"
 #include "trainer/core/tensor.hpp"
 #include "trainer/runtime/server_plan.hpp"
@@ -27,11 +28,15 @@ class ServerLane {
   const ServerRequest* request() const { return count_ == 0 ? nullptr : &requests_[first_]; }
   void pop();
 
+  /// Before anything of a push is asked for: as many rows of the stream's area travel by themselves (−1: all of it).
+  void begin_push(std::int64_t rows);
   /// Gradients of a push, message by message: whether the next one is here, and all have been consumed.
   bool gradient_is_here();
   bool gradients_done() const { return consumed_ == stream_.push.size(); }
   const ServerMessage& message() const { return stream_.push[consumed_]; }
   const float* gradient() const { return slot(consumed_); }
+  /// The least place of what has not been consumed.
+  std::int64_t least_missing() const { return consumed_ < least_from_.size() ? least_from_[consumed_] : kAll; }
   void consume();
   /// Behind the last message of a push: makes ready for the next push.
   void end_push();
@@ -48,6 +53,7 @@ class ServerLane {
 
  private:
   const float* slot(std::size_t message) const { return slots_.f32() + message % kMessagesInFlight * slot_elements_; }
+  bool comes_as_rows(std::size_t message) const { return by_rows_ && message >= stream_.first_of_rows; }
 
   const ServerStream stream_;
   ServerRequest inbox_;
@@ -59,6 +65,10 @@ class ServerLane {
   Buffer slots_;
   std::vector<std::unique_ptr<comm::Transfer>> gradients_;  // [message]
   std::size_t consumed_ = 0;
+  std::vector<std::int64_t> least_from_;  // [message] least place of it and those behind it
+  std::unique_ptr<RowsTransfer> rows_;    // null: the stream has no area
+  bool by_rows_ = false;                  // this push
+  std::size_t unpacked_ = 0;              // messages before this one are in their slots, or have been
 
   ServerReply outbox_;
   std::unique_ptr<comm::Transfer> send_reply_;

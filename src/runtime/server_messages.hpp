@@ -8,7 +8,7 @@
 namespace trainer::runtime {
 
 /// Tags of the communicator that a served run has for itself.
-enum ServedTag : int { kRequestTag, kReplyTag, kGradientsTag, kWeightsTag, kNormsTag, kReportTag, kTurnTag };
+enum ServedTag : int { kRequestTag, kReplyTag, kGradientsTag, kWeightsTag, kNormsTag, kReportTag, kTurnTag, kRowsTag };
 
 enum class RequestKind : std::int64_t {
   Push,   // a gradient follows, for one update; with `then` the reply is the weights as Pull has them
@@ -24,7 +24,7 @@ struct ClockedBatch {
   StreamBatch batch;
 };
 
-/// From a rank of the mesh to a server; all ranks of a replica send the same.
+/// From a rank of the mesh to a server; all ranks of a replica send the same, but for their `rows`.
 struct ServerRequest {
   RequestKind kind = RequestKind::Pause;
   ClockedBatch pushed;
@@ -34,6 +34,7 @@ struct ServerRequest {
   double targets = 0;       // that count
   double step_targets = 0;  // bsp: of all replicas' batches of this clock
   double scale = 1;         // ssp, async: what clipping multiplies the gradient with
+  std::int64_t rows = -1;   // of a push: rows that this rank sends of its stream's area; −1: the area travels whole
 };
 
 enum class ServerStatus : std::int64_t { Running, Diverged };

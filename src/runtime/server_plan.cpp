@@ -173,6 +173,7 @@ class MessageCutter {
   explicit MessageCutter(std::vector<ServerMessage>& messages) : messages_(messages) {}
 
   void add(std::int64_t remote, std::int64_t local, std::int64_t elements) {
+    if (elements == 0) return;
     const bool alone = elements >= kAloneElements;
     while (elements > 0) {
       const bool joins = !alone && open_ && messages_.back().remote + messages_.back().elements == remote &&
@@ -194,6 +195,28 @@ class MessageCutter {
   bool open_ = false;
 };
 
+// The whole rows of a part's range that may travel by themselves: an embedding's use whose gradient is not added to
+// others' before it is pushed. `into`: the range's first element in the part, which lies at `remote` and `local`.
+std::optional<RowsArea> rows_of(const RunPlan& plan, const ServedPart& part, Range here, std::int64_t remote,
+                                std::int64_t local) {
+  const auto& uses = plan.uses(part.id);
+  const bool bulk = plan.config.parallel.server.consistency == config::Consistency::Bsp;
+  if (part.boxes.size() != 1 || part.boxes.front().extent.dims() != 2 || (uses.size() > 1 && !bulk)) return {};
+  const model::Node& node = plan.graph.nodes[uses.front().node.index()];
+  if (!std::holds_alternative<model::Embedding>(node.op)) return {};
+  RowsArea area;
+  area.width = part.boxes.front().extent[1];
+  const std::int64_t into = here.begin - part.flat.begin;
+  const std::int64_t first = (into + area.width - 1) / area.width;
+  const std::int64_t tokens = plan.config.training.batch_size / plan.mesh.data * plan.graph.positions;
+  area.rows = (into + here.size()) / area.width - first;
+  area.most = std::min(tokens, area.rows / 2);
+  if (area.most < 1) return {};
+  area.remote = remote + first * area.width - into;
+  area.local = local + first * area.width - into;
+  return area;
+}
+
 }  // namespace
 
 ServerStream make_stream(const RunPlan& plan, const ServerPlan& servers, int server, const plan::Coordinates& at) {
@@ -201,7 +224,8 @@ ServerStream make_stream(const RunPlan& plan, const ServerPlan& servers, int ser
   const Range range = servers.range(server);
   const GradientPlaces places = gradient_places(plan, servers, server);
   ServerStream stream;
-  MessageCutter push(stream.push), pull(stream.pull);
+  std::vector<ServerMessage> by_rows;
+  MessageCutter push(stream.push), push_rows(by_rows), pull(stream.pull);
   const auto held_of = [&layout](ParameterId id) {
     return std::find_if(layout.held.begin(), layout.held.end(), [id](const HeldParameter& h) { return h.id == id; });
   };
@@ -221,7 +245,16 @@ ServerStream make_stream(const RunPlan& plan, const ServerPlan& servers, int ser
     const std::int64_t into = here.begin - part.flat.begin;
     if (part.tensor == at.tensor) {
       const std::int64_t gradient = gradient_of(*held, 0);
-      if (gradient >= 0) push.add(here.begin - range.begin, gradient + into, here.size());
+      if (gradient >= 0) {
+        const std::int64_t remote = here.begin - range.begin, local = gradient + into;
+        const auto area = stream.rows ? std::nullopt : rows_of(plan, part, here, remote, local);
+        const std::int64_t head = area ? area->remote - remote : here.size();
+        const std::int64_t body = area ? area->rows * area->width : 0;
+        push.add(remote, local, head);
+        push_rows.add(remote + head, local + head, body);
+        push.add(remote + head + body, local + head + body, here.size() - head - body);
+        if (area) stream.rows = area;
+      }
     }
     if (part.tensor == at.tensor || !part.divided) {
       pull.add(here.begin - range.begin, static_cast<std::int64_t>(held->weight) + into, here.size());
@@ -234,6 +267,8 @@ ServerStream make_stream(const RunPlan& plan, const ServerPlan& servers, int ser
     const std::int64_t gradient = gradient_of(*held, area.use);
     if (gradient >= 0) push.add(area.begin, gradient + area.flat.begin - part.flat.begin, area.flat.size());
   }
+  stream.first_of_rows = stream.push.size();
+  stream.push.insert(stream.push.end(), by_rows.begin(), by_rows.end());
   return stream;
 }
 

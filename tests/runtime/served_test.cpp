@@ -6,6 +6,7 @@
 
 #include "support/served_cases.hpp"
 #include "trainer/runtime/batch_book.hpp"
+#include "trainer/runtime/server_plan.hpp"
 
 using namespace trainer;
 using test::Conditions;
@@ -66,6 +67,47 @@ TEST_CASE("bsp servers give the bits of all_reduce") {
     const RunDirectory served("served"), summed("summed");
     check_same(run_in(served.path, c.served(), c.ranks()), run_in(summed.path, c.c, c.c.ranks()));
   }
+}
+
+TEST_CASE("of an embedding's gradient only the rows that a batch touches travel, and no bit changes") {
+  be_patient();
+  const std::string large = "model.vocab_size=2000;training.steps=5;" + kMomentum;
+  for (const std::string model : {"gpt tied", "gpt untied"}) {
+    for (const std::int64_t servers : {1, 3}) {  // three cut the table between rows
+      for (const std::int64_t pipeline : {1, 2}) {
+        const ServedCase c{mesh_case(model, 2, pipeline, 1, large), servers, ""};
+        CAPTURE(c.name());
+        const RunDirectory served("served"), summed("summed");
+        const test::Kept rows = run_in(served.path, c.served(), c.ranks());
+        check_same(rows, run_in(summed.path, c.c, c.c.ranks()));
+        const runtime::RunPlan plan = runtime::make_plan(
+            config::parse(test::model_json(model), "test", test::overrides(c.served(), "")), c.ranks());
+        const runtime::ServerPlan parts = runtime::make_server_plan(plan);
+        double whole = 0;  // elements of five steps, had the tables travelled whole
+        for (std::int64_t rank = 0; rank < plan.mesh.size(); ++rank) {
+          for (int server = 0; server < parts.count(); ++server) {
+            const runtime::ServerStream stream = runtime::make_stream(plan, parts, server, plan.mesh.coordinates(rank));
+            for (const runtime::ServerMessage& message : stream.push)
+              whole += 5.0 * static_cast<double>(message.elements);
+            for (const runtime::ServerMessage& message : stream.pull)
+              whole += 5.0 * static_cast<double>(message.elements);
+          }
+        }
+        const double sent = rows.result.exchange_bytes / sizeof(float);
+        // A replica's batch has 132 tokens, of 2000.
+        const double tables = 5.0 * 2 * 2000 * 24;
+        CHECK(sent < whole - 0.85 * tables);
+      }
+    }
+    // Each replica by itself; one has the bits of an ordinary run.
+    const ServedCase one{mesh_case(model, 1, 1, 1, large), 2, "parallel.consistency=async;parallel.notify=true"};
+    const RunDirectory served("served"), alone("alone");
+    check_same(run_in(served.path, one.served(), one.ranks()), run_in(alone.path, one.c, 1));
+  }
+  const ServedCase late{mesh_case("gpt tied", 2, 1, 1, large), 2, ""};
+  const RunDirectory calm("calm"), rough("rough");
+  check_same(run_in(rough.path, late.served(), late.ranks(), {.mode = comm::SendMode::Rendezvous, .fault_seed = 7}),
+             run_in(calm.path, late.served(), late.ranks()));
 }
 
 TEST_CASE("late and reordered messages, and sends that wait for their receive, change no bit of bsp") {

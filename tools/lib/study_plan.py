@@ -18,12 +18,13 @@ class Setting:
     title: str
     paces: tuple = ()  # multiples of the model's pace, one a replica; empty: nobody sleeps
     mbit: int = 0      # 0: one host; else each rank is a host of its own, with links of so many Mbit/s
+    log_every: int = 1  # steps; what is logged crosses the network between steps, while no time is counted and links rest
 
 
 SETTINGS = {one.key: one for one in (
     Setting("even", "Even", (1,) * REPLICAS),
     Setting("slow", f"One replica {SLOWER}× slower", (1,) * (REPLICAS - 1) + (SLOWER,)),
-    Setting("network", f"A {MBIT} Mbit/s network", (), MBIT))}
+    Setting("network", f"A {MBIT} Mbit/s network", (), MBIT, 10))}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +140,7 @@ def config_of(model, strategy, setting, seed, steps, candidate, data):
                      **model.training},
         "optimizer": copy.deepcopy(model.optimizer),
         "parallel": {"data": REPLICAS, "pipeline": 1, "tensor": 1, **copy.deepcopy(strategy.parallel)},
-        "logging": {"every_steps": 1},
+        "logging": {"every_steps": setting.log_every},
     }
     if setting.paces:
         sample = model.pace / (model.batch / REPLICAS)
@@ -152,7 +153,8 @@ def config_of(model, strategy, setting, seed, steps, candidate, data):
 def digest(config, setting):
     """Of all that a result depends on, except the machine: a result is used again only where this is the same."""
     facts = {key: value for key, value in config.items() if key not in ("data", "logging")}
-    return hashlib.sha256(json.dumps([facts, setting.mbit], sort_keys=True).encode()).hexdigest()[:16]
+    network = [setting.mbit, setting.log_every] if setting.mbit else 0
+    return hashlib.sha256(json.dumps([facts, network], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def show(candidate):

@@ -33,23 +33,30 @@ def counted_rows(rows, strategy):
     return [{**row, "samples": share * row["samples"]} if "samples" in row else row for row in rows]
 
 
+def with_times(rows, total):
+    """The rows of steps with `end`: seconds in steps until then. Steps between logged ones took what is left of `total`."""
+    measured = sum(row["step_seconds"] for row in rows)
+    between = (total - measured) / max(1, rows[-1]["step"] - len(rows))
+    seconds, step, result = 0.0, 0, []
+    for row in rows:
+        seconds += row["step_seconds"] + between * (row["step"] - step - 1)
+        step = row["step"]
+        result.append({**row, "end": seconds})
+    return result
+
+
 def smoothed(rows):
     """[samples, seconds since the start, mean loss of the last tenth of the steps] at up to POINTS steps."""
     window = max(1, len(rows) // 10)
     last = len(rows) - 1
     chosen = sorted({round(i * last / (POINTS - 1)) for i in range(POINTS)})
-    ends, seconds = [], 0.0
-    for row in rows:
-        seconds += row["step_seconds"]
-        ends.append(seconds)
-    return [[rows[i]["samples"], round(ends[i], 6),
+    return [[rows[i]["samples"], round(rows[i]["end"], 6),
              round(statistics.fmean(row["loss"] for row in rows[max(0, i + 1 - window): i + 1]), 6)] for i in chosen]
 
 
 def rate_of(rows):
-    first = int(len(rows) * UNCOUNTED)
-    seconds = sum(row["step_seconds"] for row in rows[first + 1:])
-    return (rows[-1]["samples"] - rows[first]["samples"]) / seconds
+    first = next(i for i, row in enumerate(rows) if row["step"] > UNCOUNTED * rows[-1]["step"] or i == len(rows) - 2)
+    return (rows[-1]["samples"] - rows[first]["samples"]) / (rows[-1]["end"] - rows[first]["end"])
 
 
 def facts_of(folder, bytes_file, strategy):
@@ -58,9 +65,11 @@ def facts_of(folder, bytes_file, strategy):
     evaluations = [row for row in rows if "validation_loss" in row]
     if not evaluations or len(steps) < 3:
         raise runs.Failed(f"{folder}/metrics.jsonl has {len(steps)} steps and {len(evaluations)} evaluations")
+    seconds = json.loads((folder / "summary.json").read_text())["seconds"]
+    steps = with_times(steps, seconds)
     facts = {"first_loss": steps[0]["loss"], "final_loss": evaluations[-1]["validation_loss"],
              "accuracy": evaluations[-1].get("accuracy"), "samples": steps[-1]["samples"],
-             "seconds": sum(row["step_seconds"] for row in steps), "samples_per_second": rate_of(steps),
+             "seconds": seconds, "samples_per_second": rate_of(steps),
              "curve": smoothed(steps)}
     if bytes_file.exists():
         facts["bytes"] = sum(map(int, bytes_file.read_text().split()))

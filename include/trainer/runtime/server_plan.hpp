@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "trainer/core/shape.hpp"
@@ -83,14 +84,27 @@ struct ServerMessage {
   std::int64_t elements = 0;
   std::vector<Run> runs;
 };
+/// The gradient of an embedding's use, of whose rows a batch touches few: a push carries those that are not zero, with
+/// their numbers, unless they are too many. Zero means all bits, so nothing is lost.
+struct RowsArea {
+  std::int64_t remote = 0;  // place of its first row among the server's gradients
+  std::int64_t local = 0;   // and in the rank's gradients()
+  std::int64_t rows = 0, width = 0;
+  std::int64_t most = 0;  // rows that travel alone: half of all, and a row a token at most
+  std::int64_t elements() const { return most * width; }
+};
 /// Everything that a rank and a server exchange, in this order, alike for all replicas.
 struct ServerStream {
   std::vector<ServerMessage> push, pull;
+  std::optional<RowsArea> rows;
+  std::size_t first_of_rows = 0;  // push[first_of_rows …) are the area, where it travels whole
 };
 ServerStream make_stream(const RunPlan& plan, const ServerPlan& servers, int server, const plan::Coordinates& at);
 
 /// No message is longer, and long runs are cut into such; shorter runs than kAloneElements travel together.
 inline constexpr std::int64_t kMessageElements = std::int64_t{1} << 16;
 inline constexpr std::int64_t kAloneElements = std::int64_t{1} << 14;
+/// Rows travel packed, in messages of so many elements; the last one is sent whole too.
+inline constexpr std::int64_t kRowsMessageElements = std::int64_t{1} << 12;
 
 }  // namespace trainer::runtime
