@@ -54,6 +54,12 @@ class Run {
     }
 
     if (worker_.shares() != nullptr) tell_shares(done);
+    if (plan_.balances() && plan_.mesh.data > 1 && plan_.training.micro_batches == 1) {
+      observer_->warning(
+          "parallel.balance is \"auto\", but a replica's share of a batch is one micro-batch, and each keeps one at "
+          "least: "
+          "nothing can move. More training.micro_batches would let it");
+    }
 
     result_.first_step = done + 1;
     result_.last_step = done;
