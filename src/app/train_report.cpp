@@ -300,10 +300,14 @@ void report(const runtime::RunPlan& plan, const runtime::TrainResult& result, co
                       result.updates_taken_back));
   }
   if (plan.local_steps()) {
-    print(fmt::format("weights sent between replicas: {} a round of {} steps by all ranks\n",
-                      human_bytes(result.exchange_bytes * static_cast<double>(plan.config.parallel.local.steps) /
-                                  static_cast<double>(steps)),
-                      plan.config.parallel.local.steps));
+    // The last round of a run may be shorter; that of one that was stopped has not ended.
+    const std::int64_t round = plan.config.parallel.local.steps;
+    const bool ended = result.code == ExitCode::Done && result.last_step % round != 0;
+    const std::int64_t rounds = result.last_step / round + (ended ? 1 : 0) - (result.first_step - 1) / round;
+    if (rounds > 0) {
+      print(fmt::format("weights sent between replicas: {} a round of {} steps by all ranks\n",
+                        human_bytes(result.exchange_bytes / static_cast<double>(rounds)), std::min(round, steps)));
+    }
   }
   if (!result.micro_batches.empty()) {
     print(fmt::format("micro-batches of a step by replica: {}; changed {} time{}\n",
