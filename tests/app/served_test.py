@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Runs with parameter servers that are killed at random moments and resumed: every sample counted once, the logs' replay
 is the run's state, bulk-synchronous runs have the bits of an uninterrupted one. Stopped replicas, status, bad logs.
 
