@@ -122,7 +122,9 @@ TEST_CASE("the library's algorithm, where there is no library, is the direct one
 
 TEST_CASE("plans of all ranks fit together: each message has one sender and one receiver of the same size") {
   for (int ranks = 2; ranks <= 9; ++ranks) {
-    for (const auto& [name, algorithm] : test::kOurAlgorithms) {
+    for (const auto& named : test::kOurAlgorithms) {
+      const char* const name = named.name;
+      const AllReduceAlgorithm algorithm = named.algorithm;
       for (const Wire wire : {Wire::Float32, Wire::BFloat16}) {
         for (const std::vector<int>& nodes : groupings(ranks)) {
           for (const std::int64_t count : {1, 1000, 50021}) {
@@ -176,7 +178,9 @@ TEST_CASE("bytes that an all-reduce sends are those of the published counts") {
 TEST_CASE("memory of every algorithm is bounded whatever the count") {
   constexpr std::size_t kMiB = std::size_t{1} << 20;
   for (const int ranks : {2, 3, 8, 40}) {
-    for (const auto& [name, algorithm] : test::kOurAlgorithms) {
+    for (const auto& named : test::kOurAlgorithms) {
+      const char* const name = named.name;
+      const AllReduceAlgorithm algorithm = named.algorithm;
       for (const Wire wire : {Wire::Float32, Wire::BFloat16}) {
         for (const std::vector<int>& nodes : groupings(ranks)) {
           for (const std::int64_t count : {1LL, 100000LL, 5000000000LL}) {

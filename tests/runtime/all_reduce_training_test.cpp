@@ -141,13 +141,13 @@ TEST_CASE("memory and bytes of the exchange are what its all-reduces take") {
       const runtime::RunPlan plan = test::plan_of(case_of("gpt untied", 2, 1, 1, keys));
       const auto data =
           storage::load_dataset(plan.config.data, runtime::model_input(plan.graph), plan.config.training.seed);
-      comm::run_in_process(2, [&](comm::Communicator& world) {
+      comm::run_in_process(2, [&, count = elements](comm::Communicator& world) {
         ThreadPool pool(1, false);
         runtime::Worker worker(world, plan, *data, pool, true);
         worker.initialise();
         const double by_both =
             sent +
-            static_cast<double>(comm::all_reduce_cost(static_cast<std::int64_t>(elements), 2, 1, options).sent_bytes);
+            static_cast<double>(comm::all_reduce_cost(static_cast<std::int64_t>(count), 2, 1, options).sent_bytes);
         CHECK(worker.step(1, false).sent_bytes == by_both);
       });
     }

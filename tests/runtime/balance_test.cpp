@@ -105,9 +105,9 @@ TEST_CASE("what is left to single micro-batches at the end has the bits of one r
       const Told told = run(c, 6, {shares}, {.ranks_per_node = ranks_per_node});
       CHECK(told.losses == one.losses);
       std::size_t compared = 0;
-      for (const auto& [name, rows] : one.weights) {
-        const auto& mine = told.weights.at(name);  // the first replica's rows of it
-        CHECK_MESSAGE(std::equal(mine.begin(), mine.end(), rows.begin()), name);
+      for (const auto& weight : one.weights) {
+        const auto& mine = told.weights.at(weight.first);  // the first replica's rows of it
+        CHECK_MESSAGE(std::equal(mine.begin(), mine.end(), weight.second.begin()), weight.first);
         compared += mine.size();
       }
       CHECK(compared > 200);

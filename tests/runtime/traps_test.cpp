@@ -65,10 +65,11 @@ TEST_CASE(
 
 TEST_CASE("a part of an epoch has no step without samples") {
   // 96 samples, 0.0865 of an epoch: 8.3 samples are 8, which batches of 8 hold in one step.
-  for (const auto& [epochs, steps] : {std::pair("0.0865", 1), std::pair("0.09375", 2), std::pair("1e-6", 1)}) {
+  for (const auto& part : {std::pair("0.0865", 1), std::pair("0.09375", 2), std::pair("1e-6", 1)}) {
+    const std::string epochs = part.first;
     CAPTURE(epochs);
-    with_workers("mlp", {"training.batch_size=8", "training.steps=null", std::string("training.epochs=") + epochs}, 1,
-                 [&, wanted = steps](comm::Communicator&, runtime::Worker& worker) {
+    with_workers("mlp", {"training.batch_size=8", "training.steps=null", "training.epochs=" + epochs}, 1,
+                 [&, wanted = part.second](comm::Communicator&, runtime::Worker& worker) {
                    CHECK(worker.total_steps() == wanted);
                    for (int step = 1; step <= wanted; ++step) CHECK(std::isfinite(worker.step(step, false).loss));
                  });

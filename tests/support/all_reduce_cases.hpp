@@ -169,7 +169,9 @@ inline std::vector<int> nodes_of(int ranks, int per_node, bool dealt) {
 
 inline void check_algorithms(comm::Communicator& comm, const std::vector<std::int64_t>& counts) {
   const int ranks = comm.size();
-  for (const auto& [name, algorithm] : kOurAlgorithms) {
+  for (const auto& named : kOurAlgorithms) {
+    const char* const name = named.name;
+    const AllReduceAlgorithm algorithm = named.algorithm;
     for (const Wire wire : {Wire::Float32, Wire::BFloat16}) {
       for (const std::vector<int>& nodes :
            {std::vector<int>{}, nodes_of(ranks, 2, false), nodes_of(ranks, 1, false), nodes_of(ranks, 3, true)}) {
@@ -232,7 +234,8 @@ inline void check_several_algorithms_in_flight(comm::Communicator& comm) {
   std::vector<Running> all;
   std::int64_t count = 3;
   for (const Wire wire : {Wire::Float32, Wire::BFloat16}) {
-    for (const auto& [name, algorithm] : kOurAlgorithms) {
+    for (const auto& named : kOurAlgorithms) {
+      const AllReduceAlgorithm algorithm = named.algorithm;
       all.push_back({{algorithm, wire, nodes_of(comm.size(), 2, false)}, addend(comm.rank(), count), nullptr});
       count = count * 5 % 400009 + 1;
     }
@@ -262,7 +265,9 @@ inline void check_not_finite(comm::Communicator& comm) {
   constexpr std::size_t kCount = 5;
   const float infinity = std::numeric_limits<float>::infinity();
   const int last = comm.size() - 1;
-  for (const auto& [name, algorithm] : kOurAlgorithms) {
+  for (const auto& named : kOurAlgorithms) {
+    const char* const name = named.name;
+    const AllReduceAlgorithm algorithm = named.algorithm;
     for (const Wire wire : {Wire::Float32, Wire::BFloat16}) {
       Sums data(kCount, 1.0F);
       if (comm.rank() == last) data = {std::numeric_limits<float>::quiet_NaN(), infinity, -infinity, infinity, 1.0F};
@@ -288,7 +293,9 @@ inline void check_wire_errors(comm::Communicator& comm) {
     for (std::size_t i = 0; i < values.size(); ++i) values[i] = (rank % 2 == 0 ? 1.0F : -1.0F) * std::abs(values[i]);
     return values;
   };
-  for (const auto& [name, algorithm] : kOurAlgorithms) {
+  for (const auto& named : kOurAlgorithms) {
+    const char* const name = named.name;
+    const AllReduceAlgorithm algorithm = named.algorithm;
     for (const std::vector<int>& nodes : {std::vector<int>{}, nodes_of(ranks, 2, false)}) {
       const AllReduceOptions options{algorithm, Wire::BFloat16, nodes};
       const Sums sums = sum_over(comm, nearly_cancelling(comm.rank()), options);
