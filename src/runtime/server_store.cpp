@@ -33,7 +33,7 @@ ServerStore::ServerStore(const RunPlan& plan, const ServerPlan& servers, int ser
   if (is_bulk(plan)) gradients_ = Buffer(static_cast<std::size_t>(places_.elements) * sizeof(float));
   for (int s = 0; s < optimizer_->state_count(); ++s) states_.emplace_back(bytes);
   some_.reserve(servers.parts.size());
-  collect(0, range_.size(), gradients_.f32(), all_);
+  if (is_bulk(plan)) collect(0, range_.size(), gradients_.f32(), all_);
 }
 
 void ServerStore::initialise() {
